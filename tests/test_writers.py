@@ -1,0 +1,132 @@
+"""Files: what is written reads back the same, and a failure leaves the old file."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfseq.data.music import load_piece, piano_roll
+from tfseq.writers import write_samples
+
+MUSIC21_ABSENT = "music21 is not installed (pip install 'tfseq[music]')"
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def random_roll(rng: np.random.Generator, num_steps: int) -> np.ndarray:
+    """Dense enough for long and repeated notes; the last step sounds, since a MIDI file cannot end in silence."""
+    roll = (rng.random((num_steps, 88)) < 0.3).astype(np.float32)
+    roll[0] = 0.0
+    roll[-1, 40] = 1.0
+    return roll
+
+
+@pytest.mark.parametrize(("step", "step_quarters"), [("quarter", 1.0), ("eighth", 0.5), ("sixteenth", 0.25)])
+@pytest.mark.parametrize("hold", [True, False])
+def test_midi_round_trip_equals_the_roll(step, step_quarters, hold, rng, tmp_path):
+    pytest.importorskip("music21", reason=MUSIC21_ABSENT)
+    roll = random_roll(rng, 40)
+    (path,) = write_samples(tmp_path / "a.mid", roll, step_quarters=step_quarters, hold=hold)
+    np.testing.assert_array_equal(load_piece(path, step), roll)
+
+
+def test_hold_joins_consecutive_steps(tmp_path):
+    music21 = pytest.importorskip("music21", reason=MUSIC21_ABSENT)
+    for hold, expected in ((True, 2), (False, 4)):
+        (path,) = write_samples(tmp_path / "a.mid", piano_roll([[60], [60], [], [60], [60]]), hold=hold)
+        file = music21.midi.MidiFile()
+        file.readstr(path.read_bytes())
+        assert sum(event.isNoteOn() for track in file.tracks for event in track.events) == expected
+
+
+def test_several_sequences_become_numbered_files(rng, tmp_path):
+    pytest.importorskip("music21", reason=MUSIC21_ABSENT)
+    rolls = [random_roll(rng, 5), random_roll(rng, 8)]
+    paths = write_samples(tmp_path / "new" / "a.mid", rolls)
+    assert [path.name for path in paths] == ["a-1.mid", "a-2.mid"]
+    for path, roll in zip(paths, rolls, strict=True):
+        np.testing.assert_array_equal(load_piece(path), roll)
+
+
+def test_npz_pads_and_keeps_lengths(tmp_path):
+    x = [np.ones((2, 3), np.float32), np.full((4, 3), 2, np.float32)]
+    (path,) = write_samples(tmp_path / "a.npz", x)
+    with np.load(path, allow_pickle=False) as arrays:
+        assert arrays["x"].shape == (2, 4, 3) and arrays["lengths"].tolist() == [2, 4]
+        assert arrays["x"][0].sum() == 6 and arrays["x"][1].sum() == 24
+
+
+@pytest.mark.parametrize("x", [np.array([[0.1, 2.0], [3.0, -4.5]], np.float32), np.array([3, 1, 2], np.int32)])
+def test_csv_reads_back(x, tmp_path):
+    (path,) = write_samples(tmp_path / "a.csv", [x, x])
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    width = 1 if x.ndim == 1 else x.shape[1]
+    assert header == ["sequence", "step", *(f"x{d}" for d in range(width))]
+    assert [row[:2] for row in rows] == [[str(i), str(t)] for i in range(2) for t in range(len(x))]
+    got = np.array([row[2:] for row in rows], float).astype(x.dtype)
+    np.testing.assert_array_equal(got, np.concatenate([x, x]).reshape(-1, width))
+
+
+def test_png_is_a_picture(rng, tmp_path):
+    (path,) = write_samples(tmp_path / "a.png", [random_roll(rng, 5)] * 2, prefix_steps=2)
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_unknown_suffix_lists_the_known(tmp_path):
+    with pytest.raises(ValueError, match=r"`path` must end in one of .mid, .*\.png; received .*a\.wav"):
+        write_samples(tmp_path / "a.wav", np.zeros((2, 88)))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((4, 10)), r"\[T, 88\].*\[4, 10\]"),
+        (np.full((4, 88), 0.3), "probabilities"),
+        ([np.zeros((4, 88)), np.zeros((4, 87))], "same D"),
+        ([], "one or more sequences"),
+        (np.float32(1.0), "one or more sequences"),
+    ],
+)
+def test_midi_needs_rolls(x, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        write_samples(tmp_path / "a.mid", x)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("setting", [{"tempo": 0.0}, {"step_quarters": -1.0}, {"tempo": float("nan")}])
+def test_midi_settings_are_checked(setting, tmp_path):
+    with pytest.raises(ValueError, match="must be positive"):
+        write_samples(tmp_path / "a.mid", piano_roll([[60]]), **setting)
+
+
+@pytest.mark.parametrize("suffix", [".mid", ".npz", ".csv", ".png"])
+def test_unwritable_folder(suffix, tmp_path):
+    if suffix == ".mid":
+        pytest.importorskip("music21", reason=MUSIC21_ABSENT)
+    (tmp_path / "file").write_text("kept")
+    path = tmp_path / "file" / f"a{suffix}"  # a folder's place is taken by a file: fails for root too
+    with pytest.raises(OSError, match=r"a\.\w+ could not be written"):
+        write_samples(path, piano_roll([[60]]))
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".csv", ".png"])
+def test_failure_keeps_the_old_file(suffix, tmp_path, monkeypatch):
+    path = tmp_path / f"a{suffix}"
+    path.write_text("old")
+
+    def disk_full(target: Path, *_, **__):
+        Path(target).write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tfseq.writers._write_npz", disk_full)
+    monkeypatch.setattr("tfseq.writers._write_csv", disk_full)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, target, **_: disk_full(target))
+    with pytest.raises(OSError, match="could not be written.*No space left"):
+        write_samples(path, piano_roll([[60]]))
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

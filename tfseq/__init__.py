@@ -1,0 +1,43 @@
+"""Sequence models for Keras 3 on TensorFlow: train with `fit`, report an honest likelihood, ship as a SavedModel.
+
+Names resolve when they are used, so that `import tfseq` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "DATASETS": "tfseq.data",
+    "load_dataset": "tfseq.data",
+    "Sequences": "tfseq.data.batching",
+    "MODELS": "tfseq.models",
+    "DeepMarkovModel": "tfseq.models.dmm",
+    "evaluate": "tfseq.evaluation",
+    "export": "tfseq.exporting.saved_model",
+    "load": "tfseq.training",
+    "train": "tfseq.training",
+}
+__all__ = ["__version__", *_WHERE]
+
+if TYPE_CHECKING:
+    from tfseq.data import DATASETS, load_dataset
+    from tfseq.data.batching import Sequences
+    from tfseq.evaluation import evaluate
+    from tfseq.exporting.saved_model import export
+    from tfseq.models import MODELS
+    from tfseq.models.dmm import DeepMarkovModel
+    from tfseq.training import load, train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'tfseq' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,34 @@
+"""Checks of arguments: each error names the argument, the rule, what came and the likely cause."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the option closest to `name`, or nothing."""
+    close = difflib.get_close_matches(str(name), list(options), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def choice(argument: str, value: Any, options: Iterable[str]) -> None:
+    """Raises unless `value` is one of `options`."""
+    options = list(options)
+    if value not in options:
+        raise ValueError(f"`{argument}` must be one of {options}; received {value!r}.{nearest(value, options)}")
+
+
+def at_least(low: int, **arguments: Any) -> None:
+    """Raises unless every argument is a whole number of at least `low`."""
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ValueError(f"`{name}` must be a whole number of at least {low}; received {value!r}.")
+
+
+def fraction(**arguments: Any) -> None:
+    """Raises unless every argument lies in [0, 1)."""
+    for name, value in arguments.items():
+        if not 0.0 <= value < 1.0:
+            raise ValueError(f"`{name}` must lie in [0, 1); received {value!r}.")

@@ -1,0 +1,186 @@
+"""Data sets: a table of names, and the little that every loader shares (files, cache folder, content hash)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tfseq.checks import choice, nearest
+from tfseq.data.batching import Sequences
+
+__all__ = ["DATASETS", "SPLITS", "Entry", "Sequences", "cache_dir", "data_hash", "fetch_file", "load_dataset", "replace_file"]
+
+SPLITS = ("train", "valid", "test")
+
+
+class Entry(NamedTuple):
+    """One row of `DATASETS`: where the loader is, what it is called with, and one line for people.
+
+    A loader is called as `loader(split, data_dir=..., **options)` and returns `Sequences`; it is imported only then.
+    """
+
+    target: str
+    options: dict[str, Any]
+    summary: str
+
+    def resolve(self) -> Callable[..., Sequences]:
+        """The loader itself; imports its module."""
+        module, function = self.target.split(":")
+        return getattr(importlib.import_module(module), function)
+
+
+_CHORALES = "tfseq.data.music:load_chorales"
+_POLYMUSIC = "tfseq.data.music:load_polymusic"
+
+DATASETS: dict[str, Entry] = {
+    "chorales": Entry(
+        _CHORALES, {"step": "quarter"}, "Bach's four-part chorales from music21's corpus, a step a quarter note; no download"
+    ),
+    "chorales-eighth": Entry(_CHORALES, {"step": "eighth"}, "the same chorales, a step an eighth note"),
+    "chorales-sixteenth": Entry(_CHORALES, {"step": "sixteenth"}, "the same chorales, a step a sixteenth note"),
+    "jsb": Entry(
+        _POLYMUSIC, {"piece_set": "jsb"}, "JSB Chorales, the benchmark of Boulanger-Lewandowski et al. 2012: 229/76/77 pieces"
+    ),
+    "nottingham": Entry(_POLYMUSIC, {"piece_set": "nottingham"}, "Nottingham folk tunes, same benchmark: 694/173/170 pieces"),
+    "piano-midi": Entry(_POLYMUSIC, {"piece_set": "piano-midi"}, "Piano-midi.de, same benchmark: 87/12/25 long pieces"),
+    "musedata": Entry(_POLYMUSIC, {"piece_set": "musedata"}, "MuseData, same benchmark: 524/135/124 pieces"),
+}
+
+
+def load_dataset(name: str | Path, split: str = "train", *, data_dir: str | Path | None = None) -> Sequences:
+    """One split of a data set, as plain arrays.
+
+    Args:
+        name: a key of `DATASETS`, or the path of a folder with MIDI or MusicXML files (see `tfseq.data.music.load_folder`).
+        split: `"train"`, `"valid"` or `"test"`.
+        data_dir: folder of already downloaded files; the environment variable `TFSEQ_DATA` where not given. Files not
+            found there are downloaded into the cache folder and checked.
+
+    Returns:
+        The sequences, with `name` and `split` filled in.
+
+    Raises:
+        ValueError: the name or the split is unknown, or a file is not the one expected.
+        FileNotFoundError: a file is neither in `data_dir` nor could be downloaded.
+    """
+    choice("split", split, SPLITS)
+    if data_dir is None:
+        data_dir = os.environ.get("TFSEQ_DATA") or None
+    entry = DATASETS.get(str(name))
+    if entry is not None:
+        sequences = entry.resolve()(split, data_dir=None if data_dir is None else Path(data_dir), **entry.options)
+        return replace(sequences, name=str(name), split=split)
+    if Path(name).is_dir():
+        from tfseq.data.music import load_folder
+
+        return load_folder(name, split)
+    raise ValueError(
+        f"`name` must be a data set or the path of an existing folder of MIDI or MusicXML files; "
+        f"received {str(name)!r}.{nearest(str(name).lower(), DATASETS)} Data sets: {', '.join(DATASETS)}."
+    )
+
+
+def data_hash(sequences: Sequences) -> str:
+    """SHA-256 (hex) over the content of `x`, `observed` and `u`: number, dtype, shape and bytes of every array, in order.
+
+    Names do not count, nor does the machine's byte order.
+    """
+    digest = hashlib.sha256()
+    for field in ("x", "observed", "u"):
+        arrays = getattr(sequences, field)
+        digest.update(f"{field} {None if arrays is None else len(arrays)}\n".encode())
+        for array in () if arrays is None else map(np.asarray, arrays):
+            if array.dtype.hasobject:
+                raise ValueError(f"`{field}` must hold numeric arrays; received dtype {array.dtype}, which has no fixed bytes.")
+            array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+            digest.update(f"{array.dtype.str} {array.shape}\n".encode())
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def cache_dir() -> Path:
+    """Where downloads and built data sets are kept: `TFSEQ_CACHE`, or the user's cache folder."""
+    import pooch
+
+    return Path(os.environ.get("TFSEQ_CACHE") or pooch.os_cache("tfseq"))
+
+
+def fetch_file(file: str, url: str, sha256: str, data_dir: Path | None = None) -> Path:
+    """The path of a checked copy of `file`: from `data_dir` where it is there, else downloaded into the cache folder.
+
+    Args:
+        file: path inside `data_dir` and inside the cache folder, `/` between its parts.
+        url: where to download it.
+        sha256: hex digest of its content; checked wherever the file came from.
+        data_dir: folder of already downloaded files.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: the content has another digest.
+        FileNotFoundError: no file in `data_dir`, and the download failed.
+    """
+    if data_dir is not None:
+        if not data_dir.is_dir():
+            raise FileNotFoundError(
+                f"`data_dir` must be an existing folder; received {str(data_dir)!r}. Check --data-dir or TFSEQ_DATA."
+            )
+        path = data_dir / file
+        if path.exists():
+            check_sha256(path, sha256)
+            return path
+    import pooch
+
+    folder = (cache_dir() / file).parent
+    try:
+        return Path(pooch.retrieve(url, f"sha256:{sha256}", fname=Path(file).name, path=folder))
+    except OSError as error:
+        looked = "" if data_dir is None else f" is not in {data_dir} and"
+        raise FileNotFoundError(
+            f"{file}{looked} could not be downloaded from {url} into {folder} ({type(error).__name__}: {error}). Download it on "
+            f"a machine with access and put it at DIR/{file}, then pass --data-dir DIR (data_dir=DIR) or set TFSEQ_DATA=DIR."
+        ) from error
+
+
+def check_sha256(path: Path, sha256: str) -> None:
+    """Raises ValueError unless the content of `path` has the SHA-256 `sha256` (hex)."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise ValueError(
+            f"{path} must have SHA-256 {sha256}; found {found} in {path.stat().st_size} bytes. "
+            "The file is damaged, incomplete or another version: delete it and download it again."
+        )
+
+
+@contextmanager
+def replace_file(path: str | Path) -> Iterator[Path]:
+    """A new file beside `path` to write into; it takes the place of `path` only when the block ends without an error.
+
+    The temporary name keeps the suffix, which tells most writers the format. Missing folders are made.
+
+    Raises:
+        OSError: the file cannot be written; an older `path` is left as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"{path} could not be written ({reason}); an older file there was left as it was") from error
+    finally:
+        with suppress(OSError):  # where the parent is no folder, there is nothing to remove
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,131 @@
+"""Variable-length sequences -> padded batches: bucketed by length, shuffled by (seed, epoch), streamed with `tf.data`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# How far a sequence may move from its place in the order of lengths, as a share of its length: batches then
+# differ from epoch to epoch, and still waste few padded steps.
+_LENGTH_JITTER = 0.1
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """A data set of sequences of different lengths, as plain arrays.
+
+    Attributes:
+        x: observations, one array per sequence: `[T_i, D]` float32, or `[T_i]` int32 for symbols.
+        observed: which features were measured, each `[T_i, D]` bool; None where all were.
+        u: controls, each `[T_i, U]` float32; None where there are none.
+        names: what each sequence is called (a piece, a file); empty where it has no name.
+        name: the data set's name; split: `"train"`, `"valid"` or `"test"`.
+        step: what one time step is, for example `"quarter note"`.
+        source: where the data came from, for people.
+    """
+
+    x: Sequence[np.ndarray]
+    observed: Sequence[np.ndarray] | None = None
+    u: Sequence[np.ndarray] | None = None
+    names: Sequence[str] = ()
+    name: str = ""
+    split: str = ""
+    step: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for field in ("observed", "u"):
+            other = getattr(self, field)
+            if other is None:
+                continue
+            if len(other) != len(self.x):
+                raise ValueError(f"`{field}` must have one array per sequence: got {len(other)} for {len(self.x)} sequences.")
+            for i, (a, b) in enumerate(zip(self.x, other, strict=True)):
+                if len(a) != len(b):
+                    raise ValueError(f"`{field}` of sequence {i} has {len(b)} steps, but `x` has {len(a)}.")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of steps of each sequence, `[N]` int32."""
+        return np.array([len(a) for a in self.x], np.int32)
+
+    def take(self, indices: Sequence[int]) -> Sequences:
+        """The sequences at `indices`, in that order."""
+        def pick(items: Sequence | None) -> list | None:
+            return None if items is None else [items[i] for i in indices]
+
+        return replace(self, x=pick(self.x), observed=pick(self.observed), u=pick(self.u), names=pick(self.names) if self.names else ())
+
+    def padded(self) -> dict[str, np.ndarray]:
+        """All sequences as one batch: `x` `[N, T, ...]`, `mask` `[N, T]`, `row` `[N]`, and `observed`, `u` where there are any."""
+        return _pad(self, range(len(self)))
+
+
+def _pad(data: Sequences, rows: Sequence[int]) -> dict[str, np.ndarray]:
+    """The given rows as a right-padded batch with at least one step; `row` is their place in the data set."""
+    lengths = data.lengths[list(rows)]
+    num_steps = max(1, int(lengths.max(initial=0)))
+    batch = {"mask": np.arange(num_steps) < lengths[:, None], "row": np.asarray(rows, np.int32)}
+    for name in ("x", "observed", "u"):
+        arrays = getattr(data, name)
+        if arrays is None:
+            continue
+        out = np.zeros((len(rows), num_steps, *arrays[0].shape[1:]), arrays[0].dtype)
+        for target, row in zip(out, rows, strict=True):
+            target[: len(arrays[row])] = arrays[row]
+        batch[name] = out
+    return batch
+
+
+def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int | None = None, epoch: int = 0) -> list[np.ndarray]:
+    """Rows of each batch of one epoch, bucketed by length: a function of (seed, epoch) alone.
+
+    With a seed, the lengths are jittered by 10 % before sorting and the batches come in random order; without one,
+    the rows are sorted by length and nothing is random.
+    """
+    rng = None if seed is None else np.random.default_rng([seed, epoch])
+    keys = lengths if rng is None else lengths * np.exp(rng.normal(0.0, _LENGTH_JITTER, len(lengths)))
+    tie = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    order = np.lexsort((tie, keys))
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return batches if rng is None else [batches[i] for i in rng.permutation(len(batches))]
+
+
+def stream(data: Sequences, batch_size: int, *, seed: int | None = None, first_epoch: int = 0) -> tf.data.Dataset:
+    """Padded batches as a `tf.data.Dataset` of dicts, for `fit`, `evaluate` and `predict`.
+
+    With a seed it never ends, one epoch after the other from `first_epoch` on, so that training can resume where it
+    stopped: pass `steps_per_epoch=num_batches(data, batch_size)` to `fit`. Without a seed it is one pass, for evaluation.
+    """
+    import tensorflow as tf
+
+    if not len(data):
+        raise ValueError(f"`data` has no sequences (data set {data.name!r}, split {data.split!r}); nothing can be streamed.")
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1; received {batch_size}.")
+
+    def generate() -> Iterator[dict[str, np.ndarray]]:
+        for epoch in itertools.count(first_epoch) if seed is not None else [0]:
+            for rows in epoch_batches(data.lengths, batch_size, seed, epoch):
+                yield _pad(data, rows)
+
+    signature = {
+        name: tf.TensorSpec([None] if name == "row" else [None, None, *array.shape[2:]], array.dtype)
+        for name, array in _pad(data, [0]).items()
+    }
+    return tf.data.Dataset.from_generator(generate, output_signature=signature).prefetch(2)
+
+
+def num_batches(data: Sequences, batch_size: int) -> int:
+    """Batches of an epoch."""
+    return -(-len(data) // batch_size)

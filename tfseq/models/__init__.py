@@ -1,0 +1,46 @@
+"""MODELS: name -> where the class is and a one-line summary; resolved when used."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from tfseq import checks
+
+if TYPE_CHECKING:
+    from tfseq.models.base import SequenceModel
+
+
+class Entry(NamedTuple):
+    """A row of the table."""
+
+    target: str
+    summary: str
+
+
+class Models(Mapping[str, type["SequenceModel"]]):
+    """Name -> model class; the class is imported when it is asked for."""
+
+    def __init__(self, entries: dict[str, Entry]) -> None:
+        self.entries = entries
+
+    def __getitem__(self, name: str) -> type[SequenceModel]:
+        checks.choice("model", name, self.entries)
+        module, _, attribute = self.entries[name].target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+MODELS = Models(
+    {
+        "dmm": Entry(
+            "tfseq.models.dmm:DeepMarkovModel", "Deep Markov model: neural state-space model trained on its ELBO (Krishnan et al. 2017)"
+        ),
+    }
+)

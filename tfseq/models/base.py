@@ -1,0 +1,384 @@
+"""SequenceModel: the objective, the train and the test step, metrics, configuration and replicas, once for all models."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_type_hints
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfseq import checks
+from tfseq.ops import random
+from tfseq.ops.masking import masked_sum, pad
+
+Batch = dict[str, Any]
+Endpoint = tuple[Callable[..., dict[str, tf.Tensor]], list[tf.TensorSpec]]
+
+FROM_DATA = "from data"
+"""Marks a constructor argument that only data can tell (`Annotated[int, FROM_DATA]`): saved, filled by `from_data`, no CLI flag."""
+
+_EVALUATION_STEP = -1  # the "training step" of evaluation noise, so that validation bounds of all epochs share their noise
+
+_NOT_FINITE = (
+    "`x` must be finite wherever it is real and observed; a batch of the stream holds NaN or infinity. "
+    "For missing values pass `observed` with False at these entries."
+)
+
+
+class Terms(NamedTuple):
+    """What a model states of a batch: equal shapes, `[B, T]` or `[B]`, nats.
+
+    Attributes:
+        log_lik: log-likelihood of the observations given what was inferred.
+        kl: divergence of what was inferred from the prior; zeros where there is none.
+        mask: True where an entry is real.
+        objective: `[B]`, maximised instead of `log_lik - kl_weight * kl` where the gradient belongs to another quantity.
+    """
+
+    log_lik: tf.Tensor
+    kl: tf.Tensor
+    mask: tf.Tensor
+    objective: tf.Tensor | None = None
+
+
+def num_replicas() -> int:
+    """How many replicas train together."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def sum_over_replicas(value: Any) -> Any:
+    """Sum of a tensor (or list of tensors) over all replicas; the value itself where there is one."""
+    context = tf.distribute.get_replica_context()
+    if num_replicas() == 1 or context is None:
+        return value
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+@keras.saving.register_keras_serializable("tfseq")
+class PerStep(keras.metrics.Metric):
+    """A sum divided by a count of steps: exact over batches of unequal lengths. Both come summed over replicas."""
+
+    def __init__(self, name: str = "per_step", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self.total = self.add_weight(shape=(), initializer="zeros", name="total")
+        self.count = self.add_weight(shape=(), initializer="zeros", name="count")
+
+    def update_state(self, total: tf.Tensor, count: tf.Tensor) -> None:
+        self.total.assign(self.total + tf.cast(total, self.total.dtype))
+        self.count.assign(self.count + tf.cast(count, self.count.dtype))
+
+    def result(self) -> tf.Tensor:
+        return tf.math.divide_no_nan(self.total.value, self.count.value)
+
+
+def _constant(value: Any) -> Callable[..., tf.Tensor]:
+    return lambda shape, dtype=None: tf.cast(value, dtype)
+
+
+def _checked(name: str, value: np.ndarray, spec: tf.TensorSpec) -> np.ndarray:
+    """`value` in the dtype of `spec`, or a ValueError about its shape or dtype."""
+    wanted = spec.shape.as_list()
+    axes = ", ".join(["B", "T", *map(str, wanted[2:])])
+    if value.ndim != len(wanted) or any(n is not None and n != m for n, m in zip(wanted, value.shape, strict=True)):
+        hint = " Add the batch axis: `x[None]`." if value.ndim == len(wanted) - 1 else ""
+        raise ValueError(f"`{name}` must have shape [{axes}]; received {list(value.shape)}.{hint}")
+    kind, dtype = value.dtype.kind, spec.dtype.as_numpy_dtype
+    allowed = {"f": "fiub", "i": "iu", "b": "b"}[np.dtype(dtype).kind]
+    if kind not in allowed:
+        raise ValueError(f"`{name}` must be {spec.dtype.name}; received {value.dtype}.")
+    return value.astype(dtype)
+
+
+@contextlib.contextmanager
+def _data_errors() -> Iterator[None]:
+    """A failed check inside the graph comes out as the ValueError that a check before it would have been."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        if _NOT_FINITE in str(error):
+            raise ValueError(_NOT_FINITE) from None
+        raise
+
+
+class SequenceModel(keras.Model):
+    """A `keras.Model` that states its objective (`terms`), what it serves (`endpoints`) and a small instance of itself (`tiny`).
+
+    A model's hyper-parameters are the keyword-only arguments of its constructor, which ends with `self.create_weights()`.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Named sets of hyper-parameters, for example those of a paper."""
+
+    def __new__(cls, *args: Any, **hyperparameters: Any) -> Self:
+        if args:
+            raise TypeError(f"{cls.__name__} takes keyword arguments only; received {len(args)} positional.")
+        model = super().__new__(cls, **hyperparameters)
+        object.__setattr__(model, "_hyperparameters", hyperparameters)
+        return model
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.step = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False, name="step")
+        # drawn as Keras draws its seeds, so `keras.utils.set_random_seed` decides it; saved, so that a resumed run goes on with it
+        drawn = keras.random.randint((2,), 0, 2**31 - 1, dtype="int32")
+        self.seed = self.add_weight(shape=(2,), dtype="int32", initializer=_constant(drawn), trainable=False, name="seed")
+        self.kl_weight = self.add_weight(shape=(), initializer="ones", trainable=False, name="kl_weight")
+        self.bound_metric = PerStep("nats_per_step")
+        self.parts_metrics = [PerStep("reconstruction"), PerStep("kl")]
+
+    # What a model defines ------------------------------------------------------------------------------------------
+
+    def terms(self, batch: Batch, training: bool = False) -> Terms:
+        """Log-likelihood and KL of a batch; `batch["seed"]` `[B, 2]` decides everything random."""
+        raise NotImplementedError
+
+    def endpoints(self) -> dict[str, Endpoint]:
+        """Served signatures: name -> (function, input specs); the first is the default one."""
+        raise NotImplementedError
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """An instance that trains and exports in about a second, for tests."""
+        raise NotImplementedError
+
+    def batch_spec(self) -> dict[str, tf.TensorSpec]:
+        """Entries of a batch that this model reads: name -> spec `[None, None, ...]`."""
+        raise NotImplementedError
+
+    def check_values(self, x: np.ndarray) -> None:
+        """Raises ValueError where an observed value of x is outside the model's range."""
+
+    # Construction and configuration --------------------------------------------------------------------------------
+
+    def create_weights(self) -> None:
+        """Runs `terms` once on an example, so that every weight exists: an unbuilt model would be saved without weights."""
+        self.terms(self.complete(self.example_batch()), training=False)
+        for layer in self._flatten_layers():
+            layer.built = True
+
+    def example_batch(self, num_sequences: int = 2, num_steps: int = 2) -> Batch:
+        """A batch of zeros of the right shapes and dtypes."""
+        specs = self.batch_spec()
+        return {
+            name: np.zeros([n or size for n, size in zip(spec.shape, (num_sequences, num_steps, *[1] * 9), strict=False)], spec.dtype.as_numpy_dtype)
+            for name, spec in specs.items()
+            if name != "observed"
+        }
+
+    @classmethod
+    def hyperparameters(cls) -> dict[str, inspect.Parameter]:
+        """The constructor's keyword-only arguments, in order."""
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    @classmethod
+    def from_data_arguments(cls) -> set[str]:
+        """Names of the constructor arguments that `from_data` fills."""
+        hints = get_type_hints(cls.__init__, include_extras=True)
+        return {name for name, hint in hints.items() if FROM_DATA in getattr(hint, "__metadata__", ())}
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> dict[str, Any]:
+        """The hyper-parameters of a named preset, with some of them replaced."""
+        checks.choice("preset", name, cls.presets)
+        return {**cls.presets[name], **overrides}
+
+    def get_config(self) -> dict[str, Any]:
+        defaults = {name: p.default for name, p in self.hyperparameters().items() if p.default is not inspect.Parameter.empty}
+        given = {"name": self.name, "dtype": self.dtype_policy, **defaults, **self._hyperparameters}
+        return {name: keras.saving.serialize_keras_object(value) for name, value in given.items()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> Self:
+        values = {name: keras.saving.deserialize_keras_object(value, custom_objects) for name, value in config.items()}
+        return cls(**values)
+
+    # Batches -------------------------------------------------------------------------------------------------------
+
+    def as_batch(self, data: Any) -> Batch:
+        """Arrays -> a checked batch.
+
+        Args:
+            data: x `[B, T, ...]`; or a list of sequences `[T_i, ...]`; or an object with these as `x` (and `observed`, `u`);
+                or a dict of `x`, `mask`, `observed`, `u`.
+
+        Returns:
+            a dict of NumPy arrays: the entries given, `mask` `[B, T]` and `row` `[B]` (the number of each sequence).
+
+        Raises:
+            ValueError: on wrong names, ranks, shapes, dtypes or lengths, on a mask that is not right-padded, on NaN
+                where data counts as observed, and on values outside the model's range.
+        """
+        specs = self.batch_spec()
+        if not isinstance(data, Mapping):
+            fields = [n for n in ("x", "observed", "u") if getattr(data, n, None) is not None] if hasattr(data, "x") else []
+            data = {name: getattr(data, name) for name in fields} if fields else {"x": data}
+        data = {name: value for name, value in data.items() if value is not None}
+        unknown = sorted(set(data) - set(specs) - {"mask", "row", "seed"})
+        if unknown:
+            raise ValueError(f"A batch of {type(self).__name__} takes {sorted({*specs, 'mask'})}; received also {unknown}.")
+        lengths = None
+        batch: Batch = {}
+        for name, spec in specs.items():
+            value = data.get(name)
+            if value is None:
+                if name == "observed":
+                    continue
+                raise ValueError(f"The batch has no `{name}`; {type(self).__name__} needs {spec.dtype.name} of shape {spec.shape}.")
+            if isinstance(value, Sequence):
+                value = [np.asarray(v) for v in value]
+                if not value:
+                    raise ValueError(f"`{name}` has no sequences.")
+                shapes = {v.shape[1:] for v in value}
+                if len(shapes) > 1:
+                    raise ValueError(f"The sequences of `{name}` must agree in all axes but the first; received {sorted(shapes)}.")
+                if name == "x":
+                    lengths = np.array([len(v) for v in value], np.int32)
+                value = pad(value)
+            batch[name] = _checked(name, np.asarray(value), spec)
+        x = batch["x"]
+        if "mask" in data:
+            mask = np.asarray(data["mask"])
+            if mask.dtype != bool or mask.shape != x.shape[:2]:
+                raise ValueError(
+                    f"`mask` must be bool of shape [B, T] = {list(x.shape[:2])}, True for real steps; "
+                    f"received {mask.dtype} of shape {list(mask.shape)}."
+                )
+            if (~mask[:, :-1] & mask[:, 1:]).any():
+                raise ValueError(
+                    "`mask` must be right-padded (no real step after a padded one). "
+                    "For steps that were not measured pass `observed` with False for their features."
+                )
+        else:
+            lengths = np.full(len(x), x.shape[1], np.int32) if lengths is None else lengths
+            mask = np.arange(x.shape[1]) < lengths[:, None]
+        batch["mask"] = mask
+        for name in set(batch) - {"mask"}:
+            if batch[name].shape[:2] != mask.shape:
+                raise ValueError(f"`{name}` must be [B, T, ...] with [B, T] = {list(mask.shape)} as `x`; received {list(batch[name].shape)}.")
+        keep = np.broadcast_to(mask.reshape(*mask.shape, *[1] * (x.ndim - 2)), x.shape)
+        if "observed" in batch:
+            keep = keep & batch["observed"]
+        self._check_finite("x", x, keep)
+        if "u" in batch:
+            self._check_finite("u", batch["u"], np.broadcast_to(mask[..., None], batch["u"].shape))
+        self.check_values(np.where(keep, x, np.zeros([], x.dtype)))
+        batch["row"] = np.asarray(data.get("row", np.arange(len(x))), np.int32)
+        if "seed" in data:
+            batch["seed"] = data["seed"]
+        return batch
+
+    @staticmethod
+    def _check_finite(name: str, values: np.ndarray, keep: np.ndarray) -> None:
+        bad = keep & ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(0, bool)
+        if bad.any():
+            where = tuple(int(i) for i in np.argwhere(bad)[0])
+            raise ValueError(
+                f"`{name}` must be finite wherever it is real and observed; received {values[where]} at index {where}"
+                f"{f' and {int(bad.sum()) - 1} other places' if bad.sum() > 1 else ''}. "
+                "For missing values pass `observed` with False at these entries."
+            )
+
+    def complete(self, batch: Batch, step: tf.Tensor | int = _EVALUATION_STEP) -> Batch:
+        """A batch with `mask`, `row` and `seed` `[B, 2]` filled in where they are absent, as tensors."""
+        batch = {name: tf.convert_to_tensor(value) for name, value in batch.items()}
+        shape = tf.shape(batch["x"])
+        batch.setdefault("mask", tf.ones(shape[:2], tf.bool))
+        batch.setdefault("row", tf.range(shape[0]))
+        batch["seed"] = random.row_seeds(batch.get("seed", random.fold_in(self.seed.value, step)), batch["row"])
+        return batch
+
+    # Training ------------------------------------------------------------------------------------------------------
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        return [self._loss_tracker, self.bound_metric, *self.parts_metrics]
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """The model is built at birth; Keras's symbolic build would average the first batch over replicas, which fails for bool."""
+        if self.optimizer is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+
+    def _loss(self, terms: Terms) -> tuple[tf.Tensor, tf.Tensor]:
+        """(loss in nats per real step of all replicas, their number); metrics are updated."""
+        log_lik, kl = masked_sum(terms.log_lik, terms.mask), masked_sum(terms.kl, terms.mask)
+        count = tf.math.count_nonzero(terms.mask, dtype=log_lik.dtype)
+        # the sums of all replicas: each replica's own count would weigh its rows by their lengths
+        total_lik, total_kl, steps = sum_over_replicas([tf.stop_gradient(log_lik), tf.stop_gradient(kl), count])
+        weight = tf.cast(self.kl_weight, kl.dtype)
+        objective = log_lik - weight * kl if terms.objective is None else tf.reduce_sum(terms.objective)
+        loss = tf.math.divide_no_nan(-objective, steps)
+        self._loss_tracker.update_state(tf.math.divide_no_nan(weight * total_kl - total_lik, steps), sample_weight=steps)
+        self.bound_metric.update_state(total_kl - total_lik, steps)
+        for metric, value in zip(self.parts_metrics, (-total_lik, total_kl), strict=True):
+            metric.update_state(value, steps)
+        return loss, steps
+
+    def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """One step on minus the bound, nats per real step."""
+        batch = self._finite(self.complete(batch, self.step.value))
+        with tf.GradientTape() as tape:
+            loss, _ = self._loss(self.terms(batch, training=True))
+            loss += tf.add_n([tf.cast(a, loss.dtype) for a in self.losses]) / num_replicas() if self.losses else 0.0
+            scaled = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, self.trainable_weights)
+        self.optimizer.apply(self._clip(gradients), self.trainable_weights)
+        self.step.assign(self.step + 1)
+        return self.get_metrics_result()
+
+    def _clip(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Clips by the norm of the gradient of all replicas; the optimiser's own clipping comes before its reduction.
+
+        What is returned sums to the clipped gradient, and is too short for the optimiser to clip it again.
+        """
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        if num_replicas() == 1 or optimizer.global_clipnorm is None:
+            return gradients
+        scale = self.optimizer.scale_loss(1.0)  # of the loss scale of mixed precision
+        clipped, _ = tf.clip_by_global_norm(sum_over_replicas(gradients), optimizer.global_clipnorm * scale)
+        return [g / num_replicas() for g in clipped]
+
+    def test_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """The bound itself (KL weight 1 in `nats_per_step`, the metric to select by)."""
+        self._loss(self.terms(self._finite(self.complete(batch)), training=False))
+        return self.get_metrics_result()
+
+    def _finite(self, batch: Batch) -> Batch:
+        """Stops at a batch with NaN that counts as observed; streams are not seen before the graph runs."""
+        x = batch["x"]
+        if not x.dtype.is_floating:
+            return batch
+        keep = batch["mask"][..., None] if "observed" not in batch else batch["mask"][..., None] & batch["observed"]
+        finite = tf.reduce_all(tf.math.is_finite(x) | ~keep)
+        with tf.control_dependencies([tf.debugging.Assert(finite, [_NOT_FINITE])]):
+            return {**batch, "x": tf.identity(x)}
+
+    def _prepare(self, x: Any, y: Any = None) -> Any:
+        """What `fit`, `evaluate` and `predict` pass on: streams as they are, arrays as a checked batch."""
+        if isinstance(x, (tf.data.Dataset, tf.distribute.DistributedDataset, keras.utils.PyDataset)) or inspect.isgenerator(x):
+            return x
+        return self.as_batch(x if y is None else {**(x if isinstance(x, Mapping) else {"x": x}), "y": y})
+
+    def fit(self, x: Any = None, y: Any = None, *, validation_data: Any = None, **kwargs: Any) -> keras.callbacks.History:
+        """Keras's `fit`; x may be `[B, T, ...]`, a list of sequences, a dict, or a stream of batches (dicts)."""
+        if validation_data is not None:
+            validation_data = self._prepare(validation_data)
+        with _data_errors():
+            return super().fit(self._prepare(x, y), validation_data=validation_data, **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+        """Keras's `evaluate`, on the same kinds of data as `fit`."""
+        if kwargs.get("_use_cached_eval_dataset"):  # called by Keras's fit, with what ours prepared
+            return super().evaluate(x, y, **kwargs)
+        with _data_errors():
+            return super().evaluate(self._prepare(x, y), **kwargs)
+
+    def predict(self, x: Any, **kwargs: Any) -> Any:
+        """Keras's `predict`, on the same kinds of data as `fit`."""
+        with _data_errors():
+            return super().predict(self._prepare(x), **kwargs)

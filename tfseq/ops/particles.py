@@ -1,0 +1,19 @@
+"""Weighted particles: effective sample size and systematic resampling, for streaming filters."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def effective_sample_size(log_weights: tf.Tensor) -> tf.Tensor:
+    """1 / sum of squared normalised weights: log weights `[B, N]` -> `[B]`, between 1 and N."""
+    log_weights = tf.nn.log_softmax(log_weights)
+    return tf.exp(-tf.reduce_logsumexp(2.0 * log_weights, -1))
+
+
+def systematic_ancestors(log_weights: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+    """Ancestor of each new particle, `[B, N]` int32: N equally spaced points, moved by one `uniform` `[B]` in (0, 1)."""
+    num = tf.shape(log_weights)[1]
+    cumulative = tf.cumsum(tf.nn.softmax(log_weights), axis=-1)
+    points = (tf.cast(tf.range(num), uniform.dtype) + uniform[:, None]) / tf.cast(num, uniform.dtype)
+    return tf.minimum(tf.searchsorted(cumulative, points, side="right"), num - 1)

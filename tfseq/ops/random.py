@@ -1,0 +1,81 @@
+"""Counter-based random numbers: a row's numbers depend on its seed, its time step, a salt and an index, on nothing else.
+
+So padding, the order of a batch and its size never change a sample or a bound, and the same code runs in a SavedModel and
+on LiteRT: Threefry-2x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", sec. 4) in plain uint32
+arithmetic, without a native seeded op. A rotation is written with products, since LiteRT has no left shift.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD11BDA
+
+
+def _rotate(x: tf.Tensor, bits: int) -> tf.Tensor:
+    """Rotates uint32 words left; the two halves share no bit, so their sum is their union."""
+    return x * tf.constant(2**bits, tf.uint32) + tf.bitwise.right_shift(x, tf.constant(32 - bits, tf.uint32))
+
+
+def threefry(key: Sequence[tf.Tensor], counter: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Threefry-2x32 with 20 rounds: two key words and two counter words (uint32, shapes that broadcast) -> two words."""
+    k0, k1 = key
+    keys = (k0, k1, tf.bitwise.bitwise_xor(tf.bitwise.bitwise_xor(k0, k1), tf.constant(_PARITY, tf.uint32)))
+    x0, x1 = counter[0] + k0, counter[1] + k1
+    for block in range(5):
+        for bits in _ROTATIONS[block % 2]:
+            x0 = x0 + x1
+            x1 = tf.bitwise.bitwise_xor(_rotate(x1, bits), x0)
+        x0 = x0 + keys[(block + 1) % 3]
+        x1 = x1 + keys[(block + 2) % 3] + tf.constant(block + 1, tf.uint32)
+    return x0, x1
+
+
+def _words(x: tf.Tensor | int) -> tf.Tensor:
+    return tf.bitcast(tf.cast(x, tf.int32), tf.uint32)
+
+
+def fold_in(seed: tf.Tensor, data: tf.Tensor | int) -> tf.Tensor:
+    """A new seed `[..., 2]` int32 from seed `[..., 2]` and `data` (int, or an int32 tensor that broadcasts with `[...]`)."""
+    seed, data = _words(seed), _words(data)
+    pair = threefry((seed[..., 0], seed[..., 1]), (data, tf.zeros_like(data)))
+    return tf.bitcast(tf.stack(pair, -1), tf.int32)
+
+
+def row_seeds(seed: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """One seed for each row, `[B, 2]`: a seed `[2]` is folded with the row numbers `rows` `[B]`; `[B, 2]` stays as it is."""
+    seed = tf.cast(seed, tf.int32)
+    if seed.shape.rank == 2:
+        return seed
+    if seed.shape.rank != 1:
+        raise ValueError(f"`seed` must have shape [2], or [B, 2] for a seed per row; received shape {seed.shape}.")
+    return fold_in(seed[None], rows)
+
+
+def bits(seed: tf.Tensor, times: tf.Tensor, num: int, salt: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Two arrays of random words, each `[T, B, num]` uint32, for row seeds `[B, 2]` and time steps `[T]` or `[T, B]` int32."""
+    key = _words(fold_in(seed, salt))
+    times = times[:, None] if times.shape.rank == 1 else times
+    return threefry((key[:, :1], key[:, 1:]), (_words(times)[..., None], _words(tf.range(num, dtype=tf.int32))))
+
+
+def _unit(words: tf.Tensor) -> tf.Tensor:
+    """Words -> floats in (0, 1), ends excluded: the middle of one of 2^24 cells."""
+    mantissa = tf.cast(tf.bitwise.right_shift(words, tf.constant(8, tf.uint32)), tf.int32)
+    return tf.cast(mantissa, tf.float32) * 2.0**-24 + 2.0**-25
+
+
+def uniform(seed: tf.Tensor, times: tf.Tensor, num: int, salt: int) -> tf.Tensor:
+    """Uniform numbers in (0, 1), `[T, B, num]` float32, for row seeds `[B, 2]` int32 and time steps `[T]` or `[T, B]` int32."""
+    return _unit(tf.concat(bits(seed, times, -(-num // 2), salt), -1)[..., :num])
+
+
+def normal(seed: tf.Tensor, times: tf.Tensor, num: int, salt: int) -> tf.Tensor:
+    """Standard normal numbers by Box-Muller, `[T, B, num]` float32, for row seeds `[B, 2]` and time steps `[T]`."""
+    first, second = bits(seed, times, -(-num // 2), salt)
+    radius, angle = tf.sqrt(-2.0 * tf.math.log(_unit(first))), 2.0 * math.pi * _unit(second)
+    return tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], -1)[..., :num]

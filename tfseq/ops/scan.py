@@ -1,0 +1,133 @@
+"""Recurrences over time whose weight gradients are one product over all steps.
+
+`tf.while_loop`'s own gradient adds a full-size weight gradient at every step and keeps a stack of every intermediate.
+Here the forward loop only finds the states. From the states found, one pass over all steps at once gives the values that
+carry gradients to weights and inputs; the backward loop carries the adjoint of the state alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfseq.ops.linear import project
+
+Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+def _arrays(like: Any, num_steps: tf.Tensor) -> list[tf.TensorArray]:
+    return [tf.TensorArray(x.dtype, num_steps, element_shape=x.shape) for x in tf.nest.flatten(like)]
+
+
+def loop(advance: Callable[[Any, Any], tuple[Any, Any]], initial: Any, inputs: Any, outputs: Any = ()) -> Any:
+    """s_t, o_t = advance(s_{t-1}, u_t) for t = 1..T, for sampling and filtering: no gradient of its own.
+
+    Args:
+        advance: function of (state, inputs) -> (state, outputs), tensors `[B, ...]`.
+        initial: state before the first step.
+        inputs: tensors `[T, B, ...]`, T >= 1, time first.
+        outputs: tensors of the shapes and dtypes of one step's outputs.
+
+    Returns:
+        (states, outputs), each `[T, B, ...]`, in the structures of `initial` and `outputs`.
+    """
+    inputs_flat, start = tf.nest.flatten(inputs), tf.nest.flatten(initial)
+    num_steps = tf.shape(inputs_flat[0])[0]
+
+    def body(t: tf.Tensor, state: list[tf.Tensor], history: list[tf.TensorArray]) -> tuple:
+        now = tf.nest.pack_sequence_as(inputs, [u[t] for u in inputs_flat])
+        new, out = advance(tf.nest.pack_sequence_as(initial, state), now)
+        new = [tf.ensure_shape(a, b.shape) for a, b in zip(tf.nest.flatten(new), start, strict=True)]
+        return t + 1, new, [a.write(t, x) for a, x in zip(history, [*new, *tf.nest.flatten(out)], strict=True)]
+
+    history = _arrays([start, outputs], num_steps)
+    _, _, history = tf.while_loop(lambda t, *_: t < num_steps, body, (0, start, history))
+    return tf.nest.pack_sequence_as((initial, outputs), [a.stack() for a in history])
+
+
+def scan(step: Step, initial: Any, inputs: Any, kernel: tf.Tensor | None = None) -> tuple[Any, Any]:
+    """s_t, o_t = step(s_{t-1}, s_{t-1} K, u_t) for t = 1..T.
+
+    The gradient is exact: with g_t the gradient of the result with respect to s_t as the caller uses it,
+    the adjoint is a_t = g_t + (d s_{t+1} / d s_t)' a_{t+1} + (d o_{t+1} / d s_t)' (gradient of o_{t+1}).
+
+    Args:
+        step: function of (state, product, inputs) -> (state, outputs), each a tensor or a tuple of tensors. It is called
+            for one step with tensors `[B, ...]` and for all steps at once with `[T, B, ...]`, so it must act on the last
+            axis only. `product` is None without a `kernel`. Anything random must come in through `inputs`.
+        initial: state before the first step, tensors `[B, S]`.
+        inputs: tensors `[T, B, ...]`, T >= 1, time first.
+        kernel: `[S, M]`, multiplied with the (first tensor of the) state. A wide product belongs here and not into `step`:
+            then neither pass computes it twice.
+
+    Returns:
+        (states `[T, B, S]`, outputs `[T, B, ...]`), in the structure that `step` returns.
+    """
+    initial_flat, inputs_flat = tf.nest.flatten(initial), tf.nest.flatten(inputs)
+    num_states, num_steps = len(initial_flat), tf.shape(inputs_flat[0])[0]
+    kernel = None if kernel is None else tf.convert_to_tensor(kernel)
+
+    def call(state: list[tf.Tensor], product: list[tf.Tensor], ins: list[tf.Tensor]) -> tuple[list[tf.Tensor], Any]:
+        new, outputs = step(tf.nest.pack_sequence_as(initial, state), *(product or [None]), tf.nest.pack_sequence_as(inputs, ins))
+        return tf.nest.flatten(new), outputs
+
+    def product_of(state: list[tf.Tensor]) -> list[tf.Tensor]:
+        return [] if kernel is None else [project(state[0], kernel)]
+
+    def advance(state: list[tf.Tensor], ins: list[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        product = product_of(state)
+        return call(state, product, ins)[0], product
+
+    found = loop(advance, initial_flat, inputs_flat, product_of(initial_flat))
+    states, products = (tf.nest.map_structure(tf.stop_gradient, a) for a in found)
+
+    previous = [tf.stop_gradient(tf.concat([s0[None], s[:-1]], 0)) for s, s0 in zip(states, initial_flat, strict=True)]
+
+    @tf.custom_gradient
+    def known_product(weights: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        """The products found by the loop, with the gradient of `previous @ weights`."""
+
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            rows = tf.reshape(previous[0], [-1, weights.shape[0]])
+            return tf.matmul(rows, tf.reshape(upstream, [-1, weights.shape[1]]), transpose_a=True)
+
+        return tf.identity(products[0]), gradient
+
+    new, outputs = call(previous, [] if kernel is None else [known_product(kernel)], inputs_flat)
+    outputs_flat = tf.nest.flatten(outputs)
+
+    @tf.custom_gradient
+    def connect(*tensors: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
+        """Identity on (states, outputs, initial state) whose gradient turns each state's own gradient into its adjoint."""
+
+        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
+            from_states, from_outputs = upstream[:num_states], upstream[num_states : num_states + len(outputs_flat)]
+
+            def backward(t: tf.Tensor, carried: list[tf.Tensor], adjoints: list[tf.TensorArray]) -> tuple:
+                adjoint = [g[t] + c for g, c in zip(from_states, carried, strict=True)]
+                state, product = [p[t] for p in previous], [p[t] for p in products]
+                with tf.GradientTape() as tape:
+                    tape.watch([*state, *product])
+                    after, out = call(state, product, [u[t] for u in inputs_flat])
+                    after = [*after, *tf.nest.flatten(out)]
+                target = tape.gradient(
+                    after, [*state, *product], [*adjoint, *(g[t] for g in from_outputs)], unconnected_gradients="zero"
+                )
+                carried = target[:num_states]
+                if product:
+                    carried[0] = carried[0] + project(target[-1], transposed)
+                return t - 1, carried, [a.write(t, x) for a, x in zip(adjoints, adjoint, strict=True)]
+
+            transposed = None if kernel is None else tf.transpose(kernel)  # once, not at every step
+            zeros = [tf.zeros_like(s) for s in initial_flat]
+            start = (num_steps - 1, zeros, _arrays(initial_flat, num_steps))
+            _, carried, adjoints = tf.while_loop(lambda t, *_: t >= 0, backward, start)
+            return [*(a.stack() for a in adjoints), *from_outputs, *carried]
+
+        return [tf.identity(x) for x in tensors], gradient
+
+    connected = connect(*new, *outputs_flat, *initial_flat)
+    states = tf.nest.pack_sequence_as(initial, connected[:num_states])
+    return states, tf.nest.pack_sequence_as(outputs, connected[num_states : num_states + len(outputs_flat)])

@@ -1,0 +1,110 @@
+"""Samples -> files, the format by the suffix: .mid to listen, .npz and .csv to compute with, .png to look at.
+
+A file appears whole or not at all: it is written under another name in its folder and then moved into place.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tfseq import plots
+from tfseq.data import replace_file
+from tfseq.data.music import LOWEST, check_roll
+
+
+def write_samples(
+    path: str | Path,
+    x: np.ndarray | Sequence[np.ndarray],
+    *,
+    step_quarters: float = 1.0,
+    tempo: float = 90.0,
+    hold: bool = True,
+    title: str = "",
+    prefix_steps: int | None = None,
+    step_name: str = "step",
+) -> list[Path]:
+    """Writes one or several sequences to `path`, by its suffix.
+
+    `.mid`: piano rolls; several sequences become `name-1.mid`, `name-2.mid`, ... `.npz`: `x [N, T, ...]`, padded with
+    zeros, and `lengths [N]`. `.csv`: a row per step: sequence, step, values. `.png`: piano rolls one above another.
+
+    Args:
+        path: where to write; missing folders are made, an existing file is replaced.
+        x: a sequence `[T, D]` (symbols: `[T]`), or a list of them, or an array `[N, T, D]`. Rolls are `[T, 88]` in {0, 1}.
+        step_quarters: length of a step in quarter notes, for `.mid`.
+        tempo: quarter notes per minute, for `.mid`.
+        hold: whether a pitch in consecutive steps is one long note, for `.mid` (rolls do not tell); else it is struck again.
+        title, prefix_steps, step_name: as in `tfseq.plots.piano_roll`, for `.png`.
+
+    Returns:
+        The paths written, in the order of the sequences.
+
+    Raises:
+        ValueError: the suffix is unknown, or the sequences do not suit it.
+        OSError: a file cannot be written; an older one is left as it was.
+    """
+    path = Path(path)
+    several = isinstance(x, (list, tuple)) or np.ndim(x) == 3
+    sequences = [np.asarray(sequence) for sequence in x] if several else [np.asarray(x)]
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"`path` must end in one of {', '.join(SUFFIXES)}; received {str(path)!r}.")
+    if not sequences or any(
+        sequence.ndim not in (1, 2) or sequence.shape[1:] != sequences[0].shape[1:] for sequence in sequences
+    ):
+        shapes = [list(sequence.shape) for sequence in sequences]
+        raise ValueError(f"`x` must be one or more sequences [T, D] (or [T]) with the same D; received shapes {shapes}.")
+    if suffix == ".png":
+        plots.piano_roll(sequences, path, title=title, prefix_steps=prefix_steps, step_name=step_name)
+        return [path]
+    if suffix in (".npz", ".csv"):
+        write: Callable[[Path, list[np.ndarray]], None] = _write_npz if suffix == ".npz" else _write_csv
+        with replace_file(path) as temporary:
+            write(temporary, sequences)
+        return [path]
+    if not (step_quarters > 0 and tempo > 0):
+        raise ValueError(f"`step_quarters` and `tempo` must be positive; received {step_quarters} and {tempo}.")
+    rolls = [check_roll(roll, "x") for roll in sequences]
+    paths = [path] if len(rolls) == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(1, len(rolls) + 1)]
+    for file, roll in zip(paths, rolls, strict=True):
+        with replace_file(file) as temporary:
+            _write_midi(temporary, roll, step_quarters, tempo, hold)
+    return paths
+
+
+SUFFIXES = (".mid", ".midi", ".npz", ".csv", ".png")
+
+
+def _write_midi(path: Path, roll: np.ndarray, step_quarters: float, tempo: float, hold: bool) -> None:
+    try:
+        from music21.note import Note
+        from music21.stream import Part
+        from music21.tempo import MetronomeMark
+    except ImportError as error:
+        raise ImportError('MIDI files need music21, which is not installed: pip install "tfseq[music]".') from error
+    part = Part()
+    part.insert(0.0, MetronomeMark(number=tempo))
+    for start, length, key in plots.roll_notes(roll, hold):
+        part.insert(start * step_quarters, Note(LOWEST + key, quarterLength=length * step_quarters))
+    part.write("midi", fp=path)
+
+
+def _write_npz(path: Path, sequences: list[np.ndarray]) -> None:
+    lengths = np.array([len(sequence) for sequence in sequences], np.int32)
+    x = np.zeros((len(sequences), lengths.max(), *sequences[0].shape[1:]), np.result_type(*sequences))
+    for row, sequence in zip(x, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    np.savez_compressed(path, x=x, lengths=lengths)
+
+
+def _write_csv(path: Path, sequences: list[np.ndarray]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sequence", "step", *(f"x{d}" for d in range(sequences[0].reshape(len(sequences[0]), -1).shape[1]))])
+        for i, sequence in enumerate(sequences):
+            for t, row in enumerate(sequence):
+                writer.writerow([i, t, *np.atleast_1d(row).tolist()])
