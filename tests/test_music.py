@@ -1,4 +1,4 @@
-"""Loaders: rolls, the benchmark files, Bach's chorales, the user's own folders, files and hashes."""
+"""Loaders: rolls, the benchmark files, Bach's chorales, the user's own folders, and hashes."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tfseq import data
-from tfseq.data import DATASETS, SPLITS, Sequences, data_hash, fetch_file, load_dataset, music
+from tfseq.data import DATASETS, SPLITS, Sequences, data_hash, load_dataset, music
 from tfseq.data.music import load_folder, load_piece, piano_roll, pitches
 
 SHARED = Path(os.environ.get("TFSEQ_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -124,12 +124,6 @@ def test_data_dir_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("TFSEQ_DATA", str(tmp_path))
     with pytest.raises(ValueError, match="Nottingham.mat must have SHA-256"):
         load_dataset("nottingham")
-
-
-def test_fetch_file_takes_the_checked_copy(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"abc")
-    sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc", FIPS 180-2
-    assert fetch_file("a.txt", "https://example.invalid/a.txt", sha256, tmp_path) == tmp_path / "a.txt"
 
 
 # Names.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tfseq.data import replace_file
 from tfseq.data.music import LOWEST, check_roll
+from tfseq.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from tfseq import plots
-from tfseq.data import replace_file
 from tfseq.data.music import LOWEST, check_roll
+from tfseq.files import replace_file
 
 
 def write_samples(

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from tfseq.checks import choice
-from tfseq.data import SPLITS, cache_dir, fetch_file, replace_file
+from tfseq.data import SPLITS
 from tfseq.data.batching import Sequences
+from tfseq.files import cache_dir, fetch_file, replace_file
 
 LOWEST, HIGHEST = 21, 108
 NUM_KEYS = HIGHEST - LOWEST + 1

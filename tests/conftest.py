@@ -1,0 +1,56 @@
+"""TensorFlow once, quiet, on two virtual CPUs, so that any worker can run a test of replicas."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+tf.get_logger().setLevel("ERROR")
+tf.config.threading.set_intra_op_parallelism_threads(1)  # tests are tiny, and workers share the cores
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration(), tf.config.LogicalDeviceConfiguration()]
+)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """The same random numbers for every test."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    """The folder of downloaded data sets: `TFSEQ_DATA`, or `shared/data` beside the repository."""
+    folder = Path(os.environ.get("TFSEQ_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"needs the data files in {folder} (or TFSEQ_DATA)")
+    return folder
+
+
+@pytest.fixture
+def policy() -> Iterator[Callable[[str], None]]:
+    """`policy(name)` sets Keras's dtype policy; the old one comes back after the test."""
+    before = keras.config.dtype_policy()
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.fixture
+def float64(policy: Callable[[str], None]) -> None:
+    """Models made and run in float64, so that agreement with a NumPy reference shows a formula and not its rounding."""
+    policy("float64")
+
+
+@pytest.fixture
+def eager() -> Iterator[None]:
+    """Graph functions run op by op: the same mathematics, without seconds of tracing."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)

@@ -1,0 +1,252 @@
+"""Independent references in NumPy, float64: plain and slow, one step of one sequence at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import linalg, stats
+
+Array = np.ndarray
+MIN_STDDEV = 1e-4  # the floor of every standard deviation, stated in the documentation
+
+
+def softplus(x: Array) -> Array:
+    return np.logaddexp(0.0, x)
+
+
+def softplus_inverse(y: Array) -> Array:
+    return np.log(np.expm1(y))
+
+
+def sigmoid(x: Array) -> Array:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def relu(x: Array) -> Array:
+    return np.maximum(x, 0.0)
+
+
+def value(weight: Any) -> Array:
+    """A Keras weight as float64."""
+    return np.asarray(weight, np.float64)
+
+
+def dense(layer: Any, x: Array) -> Array:
+    """x W + b of a Keras layer; its activation is the caller's."""
+    return x @ value(layer.kernel) + value(layer.bias)
+
+
+# Linear-Gaussian state-space model ---------------------------------------------------------------------------------
+
+
+def condition(mean: Array, cov: Array, target: Sequence[int], given: Sequence[int]) -> tuple[Array, Array, Array]:
+    """Gaussian of `target` given y = values at `given`: mean = offset + gain y, covariance; as (offset, gain, covariance)."""
+    target, given = list(target), list(given)
+    cross = cov[np.ix_(target, given)]
+    gain = np.linalg.solve(cov[np.ix_(given, given)], cross.T).T if given else np.zeros((len(target), 0))
+    return mean[target] - gain @ mean[given], gain, cov[np.ix_(target, target)] - gain @ cross.T
+
+
+@dataclass(frozen=True)
+class LinearGaussian:
+    """z_1 ~ N(0, I), z_t = A z_{t-1} + b + q e_t, x_t = C z_t + d + r e'_t, by its joint Gaussian of all z and x."""
+
+    transition: Array  # A [Z, Z]
+    bias: Array  # b [Z]
+    noise: Array  # q [Z]
+    emission: Array  # C [D, Z]
+    offset: Array  # d [D]
+    emission_noise: Array  # r [D]
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(Z, D)."""
+        return self.emission.shape[1], self.emission.shape[0]
+
+    def joint(self, num_steps: int) -> tuple[Array, Array]:
+        """Mean and covariance of (z_1, .., z_T, x_1, .., x_T)."""
+        latent_dim, _ = self.sizes
+        means, cov = [np.zeros(latent_dim)], np.zeros((num_steps * latent_dim,) * 2)
+        block = [slice(t * latent_dim, (t + 1) * latent_dim) for t in range(num_steps)]
+        cov[block[0], block[0]] = np.eye(latent_dim)
+        for t in range(1, num_steps):
+            means.append(self.transition @ means[-1] + self.bias)
+            before = slice(0, t * latent_dim)
+            cov[block[t], before] = self.transition @ cov[block[t - 1], before]
+            cov[before, block[t]] = cov[block[t], before].T
+            cov[block[t], block[t]] = self.transition @ cov[block[t - 1], block[t - 1]] @ self.transition.T + np.diag(self.noise**2)
+        mean, emission = np.concatenate(means), linalg.block_diag(*[self.emission] * num_steps)
+        noise = np.diag(np.tile(self.emission_noise**2, num_steps))
+        mean = np.concatenate([mean, emission @ mean + np.tile(self.offset, num_steps)])
+        return mean, np.block([[cov, cov @ emission.T], [emission @ cov, emission @ cov @ emission.T + noise]])
+
+    def places(self, x: Array, observed: Array | None = None, first: int = 0) -> list[int]:
+        """Where the observed entries of x_{first+1} .. x_T stand in the joint vector."""
+        keep = np.ones(x.shape, bool) if observed is None else observed.copy()
+        keep[:first] = False
+        return list(len(x) * self.sizes[0] + np.flatnonzero(keep))
+
+    def log_prob(self, x: Array, observed: Array | None = None) -> float:
+        """log p of the observed entries of x `[T, D]`."""
+        if len(x) == 0:
+            return 0.0
+        (mean, cov), places = self.joint(len(x)), self.places(x, observed)
+        values = x.reshape(-1)[np.array(places) - len(x) * self.sizes[0]]
+        return float(stats.multivariate_normal(mean[places], cov[np.ix_(places, places)]).logpdf(values))
+
+    def posterior(self, x: Array, observed: Array | None = None, num_future: int = 0) -> tuple[Array, Array]:
+        """Mean and covariance of the joint vector of T + num_future steps, given the observed entries of x `[T, D]`."""
+        padded = np.concatenate([x, np.zeros((num_future, x.shape[1]))])
+        keep = np.concatenate([np.ones(x.shape, bool) if observed is None else observed, np.zeros((num_future, x.shape[1]), bool)])
+        (mean, cov), places = self.joint(len(padded)), self.places(padded, keep)
+        offset, gain, cov = condition(mean, cov, range(len(mean)), places)
+        return offset + gain @ padded.reshape(-1)[np.array(places) - len(padded) * self.sizes[0]], cov
+
+    def guide(self, x: Array, observed: Array | None = None) -> tuple[Array, Array, Array]:
+        """q(z_t | z_{t-1}, x_{t:T}) = N(slope z_{t-1} + offset, diag stddev^2), each `[T, Z]`; the latents must not mix."""
+        num_steps, (latent_dim, _) = len(x), self.sizes
+        (mean, cov), out = self.joint(num_steps), np.zeros((3, num_steps, latent_dim))
+        for t in range(num_steps):
+            target = range(t * latent_dim, (t + 1) * latent_dim)
+            before = [] if t == 0 else [i - latent_dim for i in target]
+            places = self.places(x, observed, t)
+            offset, gain, rest = condition(mean, cov, target, before + places)
+            slope, gain = gain[:, : len(before)], gain[:, len(before) :]
+            np.testing.assert_allclose(rest, np.diag(np.diag(rest)), atol=1e-10)
+            if t:
+                np.testing.assert_allclose(slope, np.diag(np.diag(slope)), atol=1e-10)
+                out[0, t] = np.diag(slope)
+            out[1, t] = offset + gain @ x.reshape(-1)[np.array(places, int) - num_steps * latent_dim]
+            out[2, t] = np.sqrt(np.diag(rest))
+        return out[0], out[1], out[2]
+
+
+# Deep Markov model -------------------------------------------------------------------------------------------------
+
+
+def to_stddev(raw: Array, scale: str) -> Array:
+    return np.sqrt(softplus(raw) + MIN_STDDEV**2) if scale == "variance" else softplus(raw) + MIN_STDDEV
+
+
+def mlp(layer: Any, x: Array) -> Array:
+    """ReLU layers, then the last one linear."""
+    *hidden, last = layer.layers
+    for h in hidden:
+        x = relu(dense(h, x))
+    return dense(last, x)
+
+
+def transition(layer: Any, inputs: Array) -> tuple[Array, Array]:
+    """Krishnan et al. 2017, section 5: inputs are z_{t-1} and what else enters."""
+    if layer.kind == "gated":
+        gate, proposal = sigmoid(mlp(layer.gate, inputs)), mlp(layer.proposal, inputs)
+        mean = (1.0 - gate) * dense(layer.linear, inputs) + gate * proposal
+        return mean, to_stddev(dense(layer.raw_scale, relu(proposal)), layer.scale)
+    if layer.kind == "mlp":
+        hidden = relu(dense(layer.hidden, inputs))
+        return dense(layer.mean, hidden), to_stddev(dense(layer.raw_scale, hidden), layer.scale)
+    return dense(layer.linear, inputs), to_stddev(value(layer.raw_scale), layer.scale)
+
+
+def relu_rnn(layer: Any, inputs: Array) -> Array:
+    """The vanilla recurrent layer with ReLU over inputs `[T, D]`; states in the order of time."""
+    h = value(layer.initial[0]) if layer.learned_initial else np.zeros(layer.units)
+    states = []
+    for x in inputs[::-1] if layer.reverse else inputs:
+        h = relu(x @ value(layer.kernel) + h @ value(layer.recurrent_kernel) + value(layer.bias))
+        states.append(h)
+    return np.array(states[::-1] if layer.reverse else states)
+
+
+def flow(layer: Any, z: Array) -> tuple[Array, float]:
+    """One inverse autoregressive flow, feature by feature from its two masked products."""
+    hidden = relu(z @ (value(layer.hidden_kernel) * layer.hidden_mask) + value(layer.hidden_bias))
+    shift, gate = np.split(hidden @ (value(layer.output_kernel) * layer.output_mask) + value(layer.output_bias), 2)
+    return sigmoid(gate) * z + (1.0 - sigmoid(gate)) * shift, float(np.log(sigmoid(gate)).sum())
+
+
+class DeepMarkov:
+    """The deep Markov model (Bernoulli head, ReLU RNN guide) with the weights of a `DeepMarkovModel`, in loops."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def encode(self, x: Array, observed: Array | None = None) -> Array:
+        if not self.model.missing:
+            return x
+        return np.concatenate([x, np.ones_like(x) if observed is None else observed.astype(float)], -1)
+
+    def prior(self, t: int, z: Array, previous: Array, u: Array | None) -> tuple[Array, Array]:
+        """p(z_t | z_{t-1}, x_{t-1}, u_t); t counts from 0."""
+        if t == 0 and not self.model.learned_start:
+            return np.zeros(self.model.latent_dim), np.ones(self.model.latent_dim)
+        parts = [value(self.model.prior_start) if t == 0 else z]
+        parts += [previous] if self.model.augment else []
+        parts += [] if u is None else [u]
+        return transition(self.model.transition, np.concatenate(parts))
+
+    def logits(self, z: Array, previous: Array) -> Array:
+        hidden = np.concatenate([z, previous]) if self.model.augment else z
+        for layer in self.model.emission.layers:
+            hidden = relu(dense(layer, hidden))
+        return dense(self.model.head, hidden)
+
+    def guide(self, inputs: Array) -> list[Array]:
+        """What the encoders say of each step: left, right, or both."""
+        guide = self.model.guide
+        inputs = inputs if guide.embedding is None else relu(dense(guide.embedding, inputs))
+        return [relu_rnn(encoder, inputs) for encoder in guide.encoders]
+
+    def combine(self, hidden: list[Array], z: Array) -> tuple[Array, Array]:
+        """Table 1 of the paper for one step."""
+        guide = self.model.guide
+        if guide.kind == "MF-LR":
+            (m_l, v_l), (m_r, v_r) = (np.split(dense(m, h), 2) for m, h in zip(guide.moments, hidden, strict=True))
+            v_l, v_r = to_stddev(v_l, guide.scale) ** 2, to_stddev(v_r, guide.scale) ** 2
+            return (m_l * v_r + m_r * v_l) / (v_l + v_r), np.sqrt(v_l * v_r / (v_l + v_r))
+        share = {"ST-R": 1 / 2, "ST-L": 1 / 2, "ST-LR": 1 / 3}[guide.kind]
+        combined = share * (np.tanh(dense(guide.from_latent, z)) + sum(hidden))
+        mean, raw = np.split(dense(guide.moments[0], combined), 2)
+        return mean, to_stddev(raw, guide.scale)
+
+    def terms(
+        self, x: Array, noise: Array, observed: Array | None = None, u: Array | None = None
+    ) -> tuple[Array, Array, Array]:
+        """(log p(x_t | z_t), analytic KL of step t, sampled log q - log p of step t), each `[T]`, along the path of `noise`."""
+        model = self.model
+        z = value(model.guide_start) if model.learned_start else np.zeros(model.latent_dim)
+        if observed is not None:
+            x = np.where(observed, x, 0.0 if model.head.mean is None else np.array(model.head.mean))
+        encoded = self.encode(x, observed)
+        hidden = self.guide(encoded if u is None else np.concatenate([encoded, u], -1))
+        previous, out = np.zeros_like(encoded[0]), []
+        for t in range(len(x)):
+            q_mean, q_std = self.combine([h[t] for h in hidden], z)
+            p_mean, p_std = self.prior(t, z, previous, None if u is None else u[t])
+            new, log_det = q_mean + q_std * noise[t], 0.0
+            log_q = stats.norm(q_mean, q_std).logpdf(new).sum()
+            for layer in model.flows:
+                new, change = flow(layer, new)
+                log_det += change
+            logits = self.logits(new, previous)
+            each = -softplus(np.where(x[t] == 1.0, -logits, logits))
+            analytic = np.log(p_std / q_std) + (q_std**2 + (q_mean - p_mean) ** 2) / (2.0 * p_std**2) - 0.5
+            sampled = log_q - log_det - stats.norm(p_mean, p_std).logpdf(new).sum()
+            out.append((each.sum() if observed is None else each[observed[t]].sum(), analytic.sum(), sampled))
+            z, previous = new, encoded[t]
+        log_lik, analytic, sampled = np.array(out).T
+        return log_lik, analytic, sampled
+
+    def sample(self, noise: Array, uniform: Array, u: Array | None = None) -> Array:
+        """A new sequence `[T, D]` from the numbers given."""
+        z, xs = np.zeros(self.model.latent_dim), []
+        previous = np.zeros_like(self.encode(np.zeros(uniform.shape[1])))
+        for t in range(len(noise)):
+            mean, stddev = self.prior(t, z, previous, None if u is None else u[t])
+            z = mean + stddev * noise[t]
+            xs.append((uniform[t] < sigmoid(self.logits(z, previous))).astype(float))
+            previous = self.encode(xs[-1])
+        return np.array(xs)

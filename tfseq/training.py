@@ -1,0 +1,368 @@
+"""`train`: compile and `fit` with validation, best weights, checkpoints and exact resume, into a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import datetime
+import json
+import math
+import platform
+import sys
+import time
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfseq
+from tfseq import checks
+from tfseq.data import data_hash
+from tfseq.data.batching import Sequences, num_batches, stream
+from tfseq.files import replace_file
+from tfseq.models import MODELS
+from tfseq.models.base import SequenceModel
+
+MONITOR = "val_nats_per_step"
+_STATE = "training.json"  # beside the model in a checkpoint
+_CHECKPOINT_SECONDS = 60.0  # a killed run loses at most about this much
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or stopped run: the model with its best weights, the history (one dict an epoch), why it stopped."""
+
+    model: SequenceModel
+    history: list[dict[str, float]]
+    stopped: str
+
+
+class KLWarmUp(keras.callbacks.Callback):
+    """Raises the weight of the KL term from `start` to 1, linearly over `num_steps` training steps.
+
+    The weight is a function of the model's saved step, so a resumed run goes on where it was. Krishnan et al. 2017 anneal over
+    5000 updates from 0.01.
+    """
+
+    def __init__(self, num_steps: int, start: float = 0.01) -> None:
+        super().__init__()
+        checks.at_least(0, num_steps=num_steps)
+        if not 0.0 <= start <= 1.0:
+            raise ValueError(f"`start` must lie in [0, 1]; received {start}.")
+        self.num_steps, self.start = num_steps, start
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
+        share = min(1.0, int(self.model.step) / self.num_steps) if self.num_steps else 1.0
+        self.model.kl_weight.assign(self.start + (1.0 - self.start) * share)
+
+
+@contextlib.contextmanager
+def averaged_weights(model: SequenceModel) -> Iterator[None]:
+    """The optimiser's moving averages in place of the weights, where it keeps them (`use_ema`); exactly undone after."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    averages = optimizer._model_variables_moving_average if getattr(optimizer, "use_ema", False) and optimizer.built else []
+    raw = [w.numpy() for w in model.trainable_weights] if averages else []
+    for weight, average in zip(model.trainable_weights, averages, strict=bool(averages)):
+        weight.assign(average)
+    try:
+        yield
+    finally:
+        for weight, value in zip(model.trainable_weights, raw, strict=bool(averages)):
+            weight.assign(value)
+
+
+class _Keeper(keras.callbacks.Callback):
+    """Validates, keeps the best weights, writes history and checkpoints, and stops in time."""
+
+    def __init__(
+        self,
+        validation: tf.data.Dataset | None,
+        validate_every: int,
+        folder: Path | None,
+        patience: int | None,
+        max_seconds: float,
+        state: dict[str, Any],
+        echo: bool,
+    ) -> None:
+        super().__init__()
+        self.validation, self.validate_every, self.folder = validation, validate_every, folder
+        self.patience, self.max_seconds, self.state, self.echo = patience, max_seconds, state, echo
+        self.best_weights: list[np.ndarray] | None = None
+        self.stopped = "all epochs done"
+        self.checkpointed = self.started = time.monotonic()
+        self.before = state["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this run, over all its resumptions."""
+        return self.before + time.monotonic() - self.started
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        logs = logs if logs is not None else {}
+        last = epoch + 1 == self.params["epochs"]
+        out_of_time = self.seconds >= self.max_seconds
+        if not math.isfinite(logs["loss"]):
+            self._stop(f"the loss became {logs['loss']} in epoch {epoch + 1}; a smaller --learning_rate or --clip_norm may help")
+            return
+        row = {"epoch": epoch + 1, "seconds": round(self.seconds, 2), **{k: float(v) for k, v in logs.items()}}
+        if self.validation is not None and ((epoch + 1) % self.validate_every == 0 or last or out_of_time):
+            with averaged_weights(self.model):
+                found = self.model.evaluate(self.validation, verbose=0, return_dict=True)
+                row |= {f"val_{k}": float(v) for k, v in found.items()}
+                logs.update({k: v for k, v in row.items() if k.startswith("val_")})
+                if row[MONITOR] < self.state["best"]:
+                    self.state |= {"best": row[MONITOR], "best_epoch": epoch + 1}
+                    self._keep_best()
+        self.state["history"].append(row)
+        self.state |= {"epoch": epoch + 1, "seconds": self.seconds}
+        if self.echo:
+            shown = " ".join(f"{k} {row[k]:.3f}" for k in ("nats_per_step", "kl", MONITOR) if k in row)
+            print(f"epoch {epoch + 1} {self.seconds:.0f} s {shown} best {self.state['best']:.3f}", file=sys.stderr, flush=True)
+        if self.patience is not None and epoch + 1 - self.state["best_epoch"] >= self.patience:
+            self._stop(f"no better validation bound in {self.patience} epochs")
+        elif out_of_time and not last:
+            self._stop(f"time limit of {self.max_seconds / 60:g} minutes")
+        if self.model.stop_training or last or time.monotonic() - self.checkpointed > _CHECKPOINT_SECONDS:
+            self.save()
+
+    def _stop(self, reason: str) -> None:
+        self.stopped, self.model.stop_training = reason, True
+
+    def _keep_best(self) -> None:
+        if self.folder is None:
+            self.best_weights = self.model.get_weights()
+        else:
+            with replace_file(self.folder / "model.keras") as path:
+                self.model.save(path)
+
+    def save(self) -> None:
+        """A checkpoint of all that a resumed run needs, and the history."""
+        if self.folder is None:
+            return
+        # one file, so that weights and state always belong together
+        with replace_file(self.folder / "checkpoints" / "last.keras") as path:
+            self.model.save(path)
+            with zipfile.ZipFile(path, "a") as archive:
+                archive.writestr(_STATE, json.dumps(self.state))
+        write_history(self.folder / "history.csv", self.state["history"])
+        self.checkpointed = time.monotonic()
+
+
+def write_history(path: Path, history: list[dict[str, float]]) -> None:
+    """One row an epoch; columns are all keys that occur."""
+    names = list(dict.fromkeys(name for row in history for name in row))
+    with replace_file(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def train(
+    model: SequenceModel,
+    data: Sequences,
+    validation: Sequences | None = None,
+    *,
+    out: str | Path | None = None,
+    epochs: int = 100,
+    max_minutes: float = math.inf,
+    batch_size: int = 20,
+    optimizer: Literal["adam", "sgd"] = "adam",
+    learning_rate: float = 1e-3,
+    schedule: Literal["constant", "cosine"] = "cosine",
+    weight_decay: float = 0.0,
+    clip_norm: float = 5.0,
+    average: float = 0.0,
+    kl_start: float = 0.2,
+    kl_warmup: int = 0,
+    validate_every: int = 1,
+    patience: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Trains a model with `fit` and keeps the weights with the best validation bound.
+
+    Args:
+        model: the model to train; with `resume`, only its class and hyper-parameters count.
+        data: training sequences.
+        validation: sequences to select by; without them the last weights are kept.
+        out: run folder: `model.keras` (best), `card.json`, `history.csv`, `checkpoints/`. None keeps all in memory.
+        epochs: passes over the data.
+        max_minutes: stops at the end of the epoch in which this time is reached, all resumptions counted.
+        batch_size: sequences per step.
+        optimizer: `"adam"` (with decoupled weight decay) or `"sgd"`.
+        learning_rate: rate at the start.
+        schedule: `"cosine"` lowers the rate to a hundredth over all epochs, `"constant"` does not.
+        weight_decay: decoupled decay, of matrices only with Adam.
+        clip_norm: largest global norm of the gradient.
+        average: momentum of the moving average of the weights that is validated and kept; 0 for none.
+        kl_start: weight of the KL at the start of the warm-up.
+        kl_warmup: training steps until it is 1; 0 for no warm-up.
+        validate_every: epochs between validations.
+        patience: stops when the validation bound has not improved for this many epochs.
+        seed: decides the order of the data and all noise in training.
+        resume: go on from the checkpoint in `out`; the result is that of an uninterrupted run.
+        progress: one line an epoch on standard error.
+
+    Returns:
+        the run, its model with the best weights.
+
+    Raises:
+        ValueError: on bad arguments, or where `out` holds a run and `resume` is False.
+        KeyboardInterrupt: passed on after a message that names what was saved.
+    """
+    settings = {name: value for name, value in locals().items() if name not in ("model", "data", "validation", "out", "progress")}
+    checks.at_least(1, epochs=epochs, batch_size=batch_size, validate_every=validate_every)
+    checks.at_least(0, kl_warmup=kl_warmup)
+    checks.fraction(average=average)
+    checks.choice("optimizer", optimizer, ("adam", "sgd"))
+    checks.choice("schedule", schedule, ("constant", "cosine"))
+    if patience is not None and validation is None:
+        raise ValueError("`patience` needs `validation`: without it there is no bound to improve.")
+    folder = None if out is None else Path(out)
+    state: dict[str, Any] = {"epoch": 0, "best": math.inf, "best_epoch": 0, "seconds": 0.0, "history": []}
+    steps = num_batches(data, batch_size)
+    if resume:
+        if folder is None:
+            raise ValueError("`resume` needs `out`, the folder of the run to go on with.")
+        model, state = _last_checkpoint(folder)
+    else:
+        if folder is not None and any((folder / name).exists() for name in ("model.keras", "checkpoints")):
+            raise ValueError(f"`out` must be a new run folder; {folder} already holds a run. Resume it (resume=True, --resume), or choose another.")
+        rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps * epochs, 0.01) if schedule == "cosine" else learning_rate
+        model.compile(make_optimizer(optimizer, rate, weight_decay, clip_norm, average))
+        model.seed.assign(np.random.default_rng(seed).integers(0, 2**31 - 1, 2))
+    for sequences in (data, validation):
+        if sequences is not None:
+            model.as_batch(sequences)  # all values are checked before any work
+    keeper = _Keeper(
+        None if validation is None else stream(validation, batch_size).cache(),
+        validate_every,
+        folder,
+        patience,
+        60.0 * max_minutes,
+        state,
+        progress,
+    )
+    callbacks = [KLWarmUp(kl_warmup, kl_start if kl_warmup else 1.0), keeper]
+    if state["epoch"] < epochs:
+        try:
+            batches = stream(data, batch_size, seed=seed, first_epoch=state["epoch"])
+            with _no_shuffle_warning():
+                model.fit(batches, steps_per_epoch=steps, epochs=epochs, initial_epoch=state["epoch"], callbacks=callbacks, verbose=0)
+        except KeyboardInterrupt:
+            if folder is not None:
+                print(f"Interrupted. {_what_is_saved(folder)} Go on with --resume.", file=sys.stderr)
+            raise
+    if not state["history"]:
+        raise ValueError(f"Training stopped before the end of the first epoch: {keeper.stopped}.")
+    if validation is None:
+        with averaged_weights(model):
+            keeper._keep_best()
+    if folder is not None:
+        model = load(folder)
+        write_card(folder, model, data, settings, state, keeper.stopped)
+    elif keeper.best_weights is not None:
+        model.set_weights(keeper.best_weights)
+    return Run(model, state["history"], keeper.stopped)
+
+
+@keras.saving.register_keras_serializable("tfseq")
+class KernelDecayAdam(keras.optimizers.AdamW):
+    """AdamW that decays matrices only. Keras's own list of exceptions is not saved, so a resumed run would decay all."""
+
+    def _use_weight_decay(self, variable: Any) -> bool:
+        return len(variable.shape) >= 2
+
+
+def make_optimizer(
+    name: str, rate: Any, weight_decay: float = 0.0, clip_norm: float | None = None, average: float = 0.0
+) -> keras.optimizers.Optimizer:
+    """The optimiser of `train`."""
+    shared = {"global_clipnorm": clip_norm, "use_ema": average > 0.0, "ema_momentum": average or 0.99}
+    if name == "sgd":
+        return keras.optimizers.SGD(rate, weight_decay=weight_decay or None, **shared)
+    return KernelDecayAdam(rate, weight_decay=weight_decay or None, **shared)
+
+
+def _last_checkpoint(folder: Path) -> tuple[SequenceModel, dict[str, Any]]:
+    """The model and the state of the last checkpoint of a run folder."""
+    file = folder / "checkpoints" / "last.keras"
+    model = load(file)
+    with zipfile.ZipFile(file) as archive:
+        return model, json.loads(archive.read(_STATE))
+
+
+def _what_is_saved(folder: Path) -> str:
+    saved = [str(f) for f in (folder / "model.keras", folder / "checkpoints" / "last.keras") if f.exists()]
+    return f"Saved: {', '.join(saved)}." if saved else "Nothing was saved yet."
+
+
+def _no_shuffle_warning() -> warnings.catch_warnings:
+    """Keras warns that it will not shuffle a stream; ours is shuffled already."""
+    return warnings.catch_warnings(action="ignore", category=UserWarning)
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide the numbers."""
+    found = {name: metadata.version(name) for name in ("tensorflow", "keras", "tensorflow-probability", "numpy")}
+    return {"tfseq": tfseq.__version__, "python": platform.python_version(), **found}
+
+
+def write_card(
+    folder: Path, model: SequenceModel, data: Sequences, settings: Mapping[str, Any], state: Mapping[str, Any], stopped: str
+) -> None:
+    """`card.json`: what was trained, on which data, how, and how well."""
+    best = next((row for row in state["history"] if row["epoch"] == state["best_epoch"]), state["history"][-1])
+    card = {
+        "model": next((name for name in MODELS if isinstance(model, MODELS[name])), type(model).__name__),
+        "class": type(model).__name__,
+        "hyperparameters": model.get_config(),
+        "parameters": model.count_params(),
+        "data": {
+            "name": data.name,
+            "split": data.split,
+            "sequences": len(data),
+            "steps": int(data.lengths.sum()),
+            "step": data.step,
+            "source": data.source,
+            "sha256": data_hash(data),
+        },
+        "training": {name: value for name, value in settings.items() if value is not None and value != math.inf},
+        "epochs_done": state["epoch"],
+        "stopped": stopped,
+        "seconds": round(state["seconds"], 1),
+        "metrics": {"convention": "pooled bound, nats per step (b)", **best},
+        "versions": versions(),
+        "written": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+    }
+    with replace_file(folder / "card.json") as path:
+        path.write_text(json.dumps(card, indent=1) + "\n")
+
+
+def load(path: str | Path) -> SequenceModel:
+    """The model of a run folder (its best weights) or of a `.keras` file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is damaged.
+    """
+    path = Path(path)
+    file = path / "model.keras" if path.is_dir() else path
+    if not file.is_file():
+        known = "" if path.exists() else f"; {path} does not exist"
+        raise FileNotFoundError(f"No model at {file}{known}. Give a run folder of `tfseq train`, or a .keras file.")
+    for name in MODELS:
+        MODELS[name]  # registers the classes that the file names
+    try:
+        return keras.saving.load_model(file)
+    except Exception as error:  # Keras raises whatever its parts raise
+        raise ValueError(f"{file} cannot be read as a model ({type(error).__name__}: {str(error)[:200]}). The file is damaged, or of another version.") from error
