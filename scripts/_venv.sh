@@ -57,6 +57,7 @@ setup_venv() {
     if [[ -f $venv_stamp ]]; then extras=$(printf '%s\n' "${extras//,/$'\n'}" "$(tail -n +2 "$venv_stamp")" | sort -u | xargs | tr ' ' ,); fi
     say "Installing tfseq[$extras] into .venv (a few minutes the first time: TensorFlow is large)"
     if ! "$venv_bin/python" -m pip --version >/dev/null 2>&1; then "$venv_bin/python" -m ensurepip >&2; fi
-    (cd "$venv_root" && "$venv_bin/python" -m pip install --no-input --disable-pip-version-check --editable ".[$extras]") </dev/null >&2
+    (cd "$venv_root" && "$venv_bin/python" -m pip install --no-input --disable-pip-version-check --editable ".[$extras]" </dev/null) |
+        { grep -v '^Requirement already satisfied' || true; } >&2 # pip's own exit code counts: pipefail
     printf '%s\n' "$wanted" "${extras//,/$'\n'}" >"$venv_stamp"
 }

@@ -1,0 +1,752 @@
+"""The command line: `tfseq COMMAND`. Flags and config files derive from signatures; TensorFlow is imported when needed.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Results go to standard output, messages to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import difflib
+import inspect
+import itertools
+import json
+import math
+import os
+import re
+import sys
+import traceback
+import types
+from argparse import ArgumentError
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import tfseq
+from tfseq import checks
+from tfseq.checks import nearest
+from tfseq.data import DATASETS, SPLITS, load_dataset
+from tfseq.files import replace_file
+from tfseq.models import MODELS
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jsonargparse import ArgumentParser, Namespace
+
+    from tfseq.models.base import SequenceModel
+    from tfseq.training import Run
+
+DEFAULT_LENGTH = 64  # steps of a sample: sixteen bars of chorale
+_HEADER = "# Written by tfseq. Repeat this run: tfseq train --config THIS_FILE\n"
+_MAY_CHANGE = {"out", "resume", "config", "preset", "data_dir", "max_minutes", "validate_every", "patience", "progress"}
+"""What `--resume` may set anew; all else is part of the run."""
+
+
+class UsageError(Exception):
+    """Wrong usage: exit code 2."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; `sys.argv[1:]` by default.
+
+    Returns:
+        the exit code.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        run(arguments)
+        sys.stdout.flush()
+        return 0
+    except SystemExit as done:  # after --help
+        return int(done.code or 0)
+    except KeyboardInterrupt:
+        _debug()
+        return _fail("interrupted.", 130)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except UsageError as error:
+        _debug()
+        command = COMMANDS.get(arguments[0]) if arguments else None
+        print(f"usage: tfseq {command.usage if command else 'COMMAND ...'}", file=sys.stderr)
+        return _fail(f"error: {error} More: tfseq {f'{arguments[0]} ' if command else ''}--help", 2)
+    except (ValueError, OSError, ImportError) as error:
+        _debug()
+        return _fail(f"error: {_reason(error)}", 1)
+
+
+def run(arguments: list[str]) -> None:
+    """Runs a command, and raises where it fails."""
+    if not arguments:
+        raise UsageError(f"No command was given. Commands: {', '.join(COMMANDS)}.")
+    first, *rest = arguments
+    if first in ("-h", "--help", "help"):
+        print(_overview())
+    elif first in ("-V", "--version"):
+        print(f"tfseq {tfseq.__version__}")
+    elif first in COMMANDS:
+        COMMANDS[first].run(rest)
+    else:
+        kind = "flag" if first.startswith("-") else "command"
+        options = ("--help", "--version") if kind == "flag" else COMMANDS
+        raise UsageError(f"There is no {kind} {first!r}.{nearest(first, options)} Commands: {', '.join(COMMANDS)}.")
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"tfseq: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def _debug() -> None:
+    if os.environ.get("TFSEQ_DEBUG"):
+        traceback.print_exc()
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, without error numbers."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def _overview() -> str:
+    return "\n".join(
+        [
+            "usage: tfseq COMMAND ...",
+            "",
+            "Sequence models for Keras 3 on TensorFlow: train, score, sample, export.",
+            "",
+            *_columns((name, command.summary) for name, command in COMMANDS.items()),
+            "",
+            "tfseq COMMAND --help tells more. Flags may be written with dashes or underscores.",
+            "TFSEQ_DATA: folder of downloaded data files. TFSEQ_DEBUG=1: errors with their stack trace.",
+        ]
+    )
+
+
+def _columns(rows: Iterable[tuple[str, str]]) -> list[str]:
+    rows = list(rows)
+    width = max(len(name) for name, _ in rows)
+    return [f"  {name:{width}}  {text}" for name, text in rows]
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow without its start-up notes on standard error, unless the user set TF_CPP_MIN_LOG_LEVEL.
+
+    TensorFlow 2.21 prints some of them before it reads that variable, so the file descriptor is pointed elsewhere.
+    """
+    if "tensorflow" in sys.modules:
+        return
+    with contextlib.ExitStack() as stack:
+        if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
+            os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+            stack.enter_context(_silent_descriptor(2))
+        import tensorflow as tf
+
+        tf.config.list_logical_devices()  # looks for GPUs, and says so
+
+
+@contextlib.contextmanager
+def _silent_descriptor(descriptor: int) -> Iterator[None]:
+    """Nothing written to a file descriptor comes out while the block runs."""
+    try:
+        kept = os.dup(descriptor)
+    except OSError:  # closed by the user: silent already
+        yield
+        return
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), descriptor)
+    try:
+        yield
+    finally:
+        os.dup2(kept, descriptor)
+        os.close(kept)
+
+
+# Parsers from signatures --------------------------------------------------------------------------------------------
+
+
+def make_parser(command: str, epilog: str = "") -> ArgumentParser:
+    """An empty parser with the short usage line of a command."""
+    from jsonargparse import ArgumentParser
+
+    return ArgumentParser(
+        prog=f"tfseq {command}",
+        usage=f"tfseq {COMMANDS[command].usage}",
+        description=f"{COMMANDS[command].summary[:1].upper()}{COMMANDS[command].summary[1:]}.",
+        epilog=f"{epilog} Flags may be written with dashes or underscores.".strip(),
+        exit_on_error=False,
+        print_config=None,
+    )
+
+
+def add_signature(parser: Any, function: Callable, documented: Any, *, skip: Collection[str] = (), prefix: str = "") -> None:
+    """A flag for every keyword-only argument of `function`: type and default from its signature, help from a docstring."""
+    hints, texts = get_type_hints(function), argument_texts(documented)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or name in skip:
+            continue
+        options: dict[str, Any] = {"nargs": "?", "const": True} if hints[name] is bool else {}
+        if parameter.default is inspect.Parameter.empty:
+            options["required"] = True
+        else:
+            options["default"] = parameter.default
+        parser.add_argument(f"--{prefix}{name}", type=hints[name], help=texts.get(name), **options)
+
+
+def argument_texts(documented: Any) -> dict[str, str]:
+    """Argument name -> its text in the `Args:` section of a docstring, where several may share one: `a, b: text`."""
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.getdoc(documented) or "", re.M | re.S)
+    entries = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {5,}.*)*)", section[1] if section else "", re.M)
+    texts = {names: " ".join(text.replace("`", "").split()).rstrip(".") for names, text in entries}
+    return {name.strip(): text for names, text in texts.items() for name in names.split(",")}
+
+
+def parse(parser: ArgumentParser, arguments: Iterable[str]) -> Namespace:
+    """Parses what the user typed; every complaint is a UsageError that names the flag, the rule and what came."""
+    arguments = list(_spelled(parser, arguments))
+    try:
+        return parser.parse_args(arguments)
+    except ArgumentError as error:
+        raise UsageError(_complaint(parser, str(error))) from error
+
+
+def _spelled(parser: ArgumentParser, arguments: Iterable[str]) -> Iterator[str]:
+    """The arguments with their flags as the parser spells them: --max-minutes, --no-progress; unknown flags raise."""
+    flags = {flag.replace("-", "_"): flag for flag in parser._option_string_actions}
+    previous = ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        key = name.replace("-", "_")
+        positive = flags.get(key.replace("__no_", "__", 1), "")
+        if not name.startswith("--"):
+            yield f".{argument}" if argument == "inf" and _takes_number(parser, previous) else argument  # YAML's spelling
+        elif key in flags:
+            argument = flags[key] + equals + value
+            yield argument
+        elif positive and not equals and parser._option_string_actions[positive].nargs == "?":
+            yield f"{positive}=false"
+        else:
+            raise UsageError(f"There is no flag {name}.{_nearest_flag(key, flags)}")
+        previous = argument
+
+
+def _takes_number(parser: ArgumentParser, flag: str) -> bool:
+    return flag in parser._option_string_actions and _kind(parser._option_string_actions[flag]) is float
+
+
+def _nearest_flag(key: str, spellings: Mapping[str, str]) -> str:
+    """` Did you mean --flag?`, also where a model's flag lacks its prefix or the name is cut short."""
+    short = {k.rpartition(".")[2] if "." in k else k[2:]: spelling for k, spelling in spellings.items()}
+    name = key[2:].rpartition(".")[2]
+    for options, wanted in ((short, name), (spellings, key)):
+        close = [wanted] if wanted in options else difflib.get_close_matches(wanted, options, n=1)
+        if close:
+            return f" Did you mean {options[close[0]]}?"
+    return ""
+
+
+def _complaint(parser: ArgumentParser, message: str) -> str:
+    """A message of jsonargparse in words for people."""
+    actions = {action.dest: action for action in parser._actions}
+    found = re.search(r'^Parser key "([^"]+)":.*(?:Got|Given) value: (.*)$', message, re.S)
+    if found and found[1] in actions:
+        kind, value = _kind(actions[found[1]]), found[2].strip()
+        return f"--{found[1]} must be {_words(kind)}; received {value!r}.{nearest(value, map(str, get_args(kind)))}"
+    found = re.search(r"^argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)$", message, re.S)
+    if found:
+        options = [option.strip(" '") for option in found[3].split(",")]
+        return f"{found[1]} must be one of {', '.join(options)}; received {found[2]!r}.{nearest(found[2], options)}"
+    found = re.search(r"^Option '([^']+)' is not accepted", message)
+    if found:
+        return f"The config file sets {found[1]!r}, which does not exist.{nearest(found[1], actions)}"
+    found = re.search(r"^the following arguments are required: (.*)", message)
+    if found:
+        names = [("--" if actions[name].option_strings else "") + name for name in found[1].split(", ") if name in actions]
+        return f"Missing: {', '.join(name if name.startswith('--') else name.upper() for name in names)}."
+    return f"{message[:1].upper()}{message[1:].rstrip('.')}."
+
+
+def _kind(action: Any) -> Any:
+    """The type that a flag was declared with."""
+    return getattr(action, "_typehint", None) or action.type
+
+
+def _words(kind: Any) -> str:
+    """A type in words."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(map(_words, get_args(kind)))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return names.get(kind) or f"of type {getattr(kind, '__name__', kind)}"
+
+
+def _add_data(parser: Any, text: str, *, required: bool = False) -> None:
+    parser.add_argument("--data", type=str, required=required, help=text)
+    parser.add_argument("--data_dir", type=str, help="folder of already downloaded data files; TFSEQ_DATA where not given")
+
+
+def _check_data(name: str) -> str:
+    """`name` of a data set, or the absolute path of a folder; UsageError otherwise."""
+    if name in DATASETS:
+        return name
+    if Path(name).is_dir():
+        return str(Path(name).resolve())
+    raise UsageError(
+        f"--data must be a data set or an existing folder of MIDI or MusicXML files; received {name!r}."
+        f"{nearest(name.lower(), DATASETS)} Data sets: {', '.join(DATASETS)}."
+    )
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
+
+
+def list_models(arguments: list[str]) -> None:
+    """`tfseq models`."""
+    parse(make_parser("models"), arguments)
+    print("\n".join(_columns((name, entry.summary) for name, entry in MODELS.entries.items())))
+
+
+def list_datasets(arguments: list[str]) -> None:
+    """`tfseq datasets`."""
+    parse(make_parser("datasets"), arguments)
+    print("\n".join(_columns((name, entry.summary) for name, entry in DATASETS.items())))
+
+
+# Training -----------------------------------------------------------------------------------------------------------
+
+
+def train(arguments: list[str]) -> None:
+    """`tfseq train`."""
+    has_name = bool(arguments) and not arguments[0].startswith("-")
+    name, rest = (arguments[0], arguments[1:]) if has_name else (None, arguments)
+    if name is None and {"-h", "--help"} & set(rest):
+        print(_train_overview())
+        return
+    resume = "--resume" in rest
+    if resume:  # the settings of the run come first, so that flags come after them
+        rest = ["--config", str(_resumable(rest)), *rest]
+    file = _value_of(rest, "--config")
+    settings = {} if file is None else read_config(Path(file))
+    name = name or _model_in(settings)
+    if name not in MODELS.entries:
+        raise UsageError(f"There is no model {name!r}.{nearest(name, MODELS)} Models: {', '.join(MODELS)}.")
+    if "preset" in settings:
+        raise UsageError(f"{file} names a preset, which only the flag --preset can do.")
+    import_tensorflow()
+    parser = train_parser(name)
+    chosen = parse(parser, _with_preset(parser, name, rest))
+    if chosen.model.name != name:
+        raise UsageError(f"The config file is for the model {chosen.model.name!r}; received {name!r}.")
+    chosen.data = _check_data(chosen.data)
+    if resume:
+        _check_unchanged(parse(parser, rest[:2]), chosen)
+    out = Path(chosen.out or _new_folder(name, chosen.data))
+    _check_folder(out, resume)
+    _report(_train(parser, chosen, out), out)
+
+
+def train_parser(name: str) -> ArgumentParser:
+    """Flags of `tfseq train NAME`: those of `tfseq.train` and, as `--model.X`, those of the model's constructor."""
+    from tfseq.training import train
+
+    model = MODELS[name]
+    parser = make_parser("train", "Of several values the last one counts.")
+    parser.add_argument("--config", action="config", help="YAML file of settings, such as the config.yaml of a run")
+    _add_data(parser, "data set, or folder of MIDI or MusicXML files", required=True)
+    parser.add_argument("--out", type=str, help="run folder (default: runs/MODEL-DATA-DATE-TIME)")
+    presets = ", ".join(f"{k}: {' '.join(f'{n}={v}' for n, v in p.items())}" for k, p in model.presets.items())
+    parser.add_argument("--preset", choices=[*model.presets], help=f"named settings of the model; {presets or 'it has none'}")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its settings")
+    add_signature(parser.add_argument_group("training"), train, train, skip=("out", "resume"))
+    group = parser.add_argument_group(f"the model {name}")
+    group.add_argument("--model.name", choices=[*MODELS], default=name, help="for config files: the model")
+    add_signature(group, model.__init__, model, skip=model.from_data_arguments(), prefix="model.")
+    return parser
+
+
+def _train_overview() -> str:
+    return "\n".join(
+        [
+            f"usage: tfseq {COMMANDS['train'].usage}",
+            "",
+            "tfseq train MODEL --help lists all flags of training and of the model, with their defaults.",
+            "",
+            "models:",
+            *_columns((name, entry.summary) for name, entry in MODELS.entries.items()),
+            "",
+            "data sets (or a folder of MIDI or MusicXML files):",
+            *_columns((name, entry.summary) for name, entry in DATASETS.items()),
+        ]
+    )
+
+
+def _value_of(arguments: Sequence[str], flag: str) -> str | None:
+    """The last value given to `flag`, before anything is parsed."""
+    found = None
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            found = value if equals else following
+    return found
+
+
+def _resumable(arguments: Sequence[str]) -> Path:
+    """`config.yaml` of the run in `--out`."""
+    out = _value_of(arguments, "--out")
+    if out is None:
+        raise UsageError("--resume needs --out RUN, the folder of the run to go on with.")
+    config = Path(out) / "config.yaml"
+    if not config.is_file():
+        raise FileNotFoundError(f"There is no run to resume in {out} (no config.yaml there). Start it without --resume.")
+    if not (Path(out) / "checkpoints").is_dir():
+        raise FileNotFoundError(f"The run in {out} has no checkpoint to go on from. Start anew: tfseq train --config {config}")
+    return config
+
+
+def _model_in(settings: Mapping[str, Any]) -> str:
+    """The model's name in the settings of a config file."""
+    model = settings.get("model")
+    if not isinstance(model, Mapping) or "name" not in model:
+        raise UsageError(f"The model comes first (or as name below model in --config FILE). Models: {', '.join(MODELS)}.")
+    return str(model["name"])
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A YAML file of settings.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no YAML, or no table of settings.
+    """
+    from jsonargparse import get_loader
+
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no config file {path}.")
+    try:
+        found = get_loader("yaml")(path.read_text())
+    except Exception as error:  # the loader's own classes
+        raise ValueError(f"{path} is no readable YAML file ({error}).") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold settings, NAME: VALUE; received {str(found)[:50]!r}.")
+    return found
+
+
+def _with_preset(parser: ArgumentParser, name: str, arguments: Iterable[str]) -> Iterator[str]:
+    """The arguments with `--preset NAME` followed by the flags it stands for."""
+    arguments = list(_spelled(parser, arguments))
+    previous = ""
+    for argument in arguments:
+        yield argument
+        preset = argument if previous == "--preset" else argument.removeprefix("--preset=")
+        if preset != argument or previous == "--preset":
+            yield from (f"--model.{k}={json.dumps(v)}" for k, v in MODELS[name].presets.get(preset, {}).items())
+        previous = argument
+
+
+def _check_unchanged(saved: Namespace, chosen: Namespace) -> None:
+    """UsageError where flags beside `--resume` contradict the run: its rate, optimiser and order of data are part of it."""
+    before, after = vars(saved.as_flat()), vars(chosen.as_flat())
+    free = _MAY_CHANGE | ({"epochs"} if saved.schedule == "constant" else set())
+    changed = [name for name, value in after.items() if name not in free and value != before[name]]
+    if changed:
+        received = ", ".join(f"--{name} (the run has {before[name]}, received {after[name]})" for name in changed)
+        why = " The cosine schedule spans all epochs of a run." if "epochs" in changed else ""
+        raise UsageError(f"--resume goes on with the settings of the run, which cannot change: {received}.{why}")
+
+
+def _new_folder(name: str, data: str) -> Path:
+    return Path("runs") / f"{name}-{Path(data).name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _check_folder(out: Path, resume: bool) -> None:
+    """Raises where `out` cannot be the run's folder, before any work."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out must be a folder; {out} is a file.")
+    if resume:
+        return
+    if any((out / name).exists() for name in ("model.keras", "checkpoints")):
+        raise ValueError(f"--out must be a new run folder; {out} already holds a run. Add --resume, or choose another.")
+    config = out / "config.yaml"
+    if config.is_file() and not config.read_text(errors="replace").startswith(_HEADER[:20]):
+        raise ValueError(f"--out must be a new run folder; {config} is not of a run and would be lost.")
+
+
+def _train(parser: ArgumentParser, chosen: Namespace, out: Path) -> Run:
+    """Data, model, config.yaml, training."""
+    import keras
+
+    from tfseq.training import train
+
+    data, validation = (load_dataset(chosen.data, split, data_dir=chosen.data_dir) for split in ("train", "valid"))
+    keras.utils.set_random_seed(chosen.seed)
+    model = MODELS[chosen.model.name].from_data(data, **{k: v for k, v in chosen.model.as_dict().items() if k != "name"})
+    _write_config(parser, chosen, out)
+    settings = {
+        name: chosen[name] for name in inspect.signature(train).parameters if name not in ("model", "data", "validation", "out")
+    }
+    return train(model, data, validation, out=out, **settings)
+
+
+def _write_config(parser: ArgumentParser, chosen: Namespace, out: Path) -> None:
+    """`config.yaml`: the whole configuration, except where the run lies."""
+    kept = chosen.clone()
+    for name in ("config", "out", "preset", "resume"):
+        kept.pop(name, None)
+    text = _HEADER + parser.dump(kept, skip_none=False, skip_validation=True)
+    with replace_file(out / "config.yaml") as path:
+        path.write_text(text)
+
+
+def _report(run: Run, out: Path) -> None:
+    """The result of training, and what to do next."""
+    from tfseq.training import MONITOR
+
+    best = min((row for row in run.history if MONITOR in row), key=lambda row: row[MONITOR])
+    when = f"epoch {best['epoch']} of {len(run.history)}; {run.stopped}"
+    print(f"best validation bound: {best[MONITOR]:.3f} nats per step ({when})", f"run: {out}", "next:", sep="\n")
+    steps = [
+        (f"tfseq evaluate {out}", "its likelihood on the test split"),
+        (f"tfseq sample {out}", "new sequences"),
+        (f"tfseq export {out} --out saved_models/{out.name}", "a SavedModel for TF Serving"),
+    ]
+    print("\n".join(_columns(steps)))
+
+
+# Runs ---------------------------------------------------------------------------------------------------------------
+
+
+def _load(run: str) -> SequenceModel:
+    """The model of a run folder or a .keras file."""
+    from tfseq.training import load
+
+    return load(run)
+
+
+def _run_file(run: str, name: str) -> Path:
+    """A file of a run folder, or beside a `.keras` file."""
+    path = Path(run)
+    return (path if path.is_dir() else path.parent) / name
+
+
+def read_card(run: str) -> dict[str, Any]:
+    """`card.json` of a run; empty where training did not end.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = _run_file(run, "card.json")
+    if not path.is_file():
+        return {}
+    try:
+        card = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete it to go on without.") from error
+    if not isinstance(card, dict):
+        raise ValueError(f"{path} is damaged (no JSON object). Delete it to go on without.")
+    return card
+
+
+def _data_of(run: str, data: str | None, data_dir: str | None) -> tuple[str, str | None]:
+    """Name and `data_dir` of the data to score: as asked for, else what the run was trained on."""
+    config = read_config(path) if (path := _run_file(run, "config.yaml")).is_file() else {}
+    data_dir = data_dir or (config.get("data_dir") if data is None else None)
+    data = data or config.get("data") or read_card(run).get("data", {}).get("name")
+    if data is None:
+        raise UsageError(f"{run} does not say what it was trained on; give --data NAME.")
+    return _check_data(data), data_dir
+
+
+def evaluate(arguments: list[str]) -> None:
+    """`tfseq evaluate`."""
+    import_tensorflow()
+    from tfseq.evaluation import evaluate, is_binary
+
+    parser = make_parser("evaluate")
+    parser.add_argument("run", type=str, help="run folder, or .keras file")
+    _add_data(parser, "data set or folder (default: what the run was trained on)")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="part of the data to score")
+    add_signature(parser, evaluate, evaluate, skip=("baselines_from",))
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    chosen = parse(parser, arguments)
+    model = _load(chosen.run)
+    name, data_dir = _data_of(chosen.run, chosen.data, chosen.data_dir)
+    data = load_dataset(name, chosen.split, data_dir=data_dir)
+    baselines_from = load_dataset(name, "train", data_dir=data_dir) if is_binary(data) else None
+    with _working(f"Scoring {len(data)} sequences"):
+        settings = {k: chosen[k] for k in ("num_samples", "batch_size", "seed")}
+        result = evaluate(model, data, baselines_from=baselines_from, **settings)
+    if chosen.json:
+        print(json.dumps(_finite({"data": data.name, "split": data.split, **result}), allow_nan=False))
+    else:
+        _print_table(result, f"{type(model).__name__} on {data.name}, {data.split} split")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null in its place."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def _working(text: str) -> Iterator[None]:
+    """A sign of life on standard error while the block runs, where that is a terminal."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{text} ..."):
+        yield
+
+
+def _print_table(result: Mapping[str, Any], title: str) -> None:
+    """Every figure with its standard error and its convention, and the baselines."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tfseq.evaluation import CONVENTIONS
+
+    errors = {"bound_per_step": "standard_error", "importance_per_step": "importance_standard_error"}
+    table = Table("figure", "nats per step", "std. error", "convention (lower is better)")
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    for key, convention in CONVENTIONS.items():
+        if key in result:
+            error = result.get(errors.get(key, ""))
+            table.add_row(key, f"{result[key]:.3f}", "" if error is None else f"{error:.3f}", convention)
+    for i, (name, nats) in enumerate(result.get("baselines", {}).items()):
+        if i == 0:
+            table.add_section()
+        table.add_row(name, f"{nats:.3f}", "", "baseline, fitted to the train split")
+    print(f"{title}: {result['num_sequences']} sequences, {result['num_steps']} steps, {result['num_samples']} samples each")
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def sample(arguments: list[str]) -> None:
+    """`tfseq sample`."""
+    from tfseq.writers import SUFFIXES, write_samples
+
+    parser = make_parser("sample")
+    parser.add_argument("run", type=str, help="run folder, or .keras file")
+    parser.add_argument("--num", type=int, default=1, help="how many sequences (with --prefix: continuations)")
+    parser.add_argument("--length", type=int, default=DEFAULT_LENGTH, help="their steps (with --prefix: those after it)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same sequences")
+    scores = "a score (.mid, .musicxml, ...; not transposed), or .npz with x [T, D] or [N, T, D]"
+    parser.add_argument("--prefix", type=str, help=f"what to continue: {scores}")
+    parser.add_argument("--out", type=str, help=f"file to write, by its suffix {', '.join(SUFFIXES)} (default: RUN/sample.npz)")
+    chosen = parse(parser, arguments)
+    checks.at_least(1, num=chosen.num, length=chosen.length)
+    out = Path(chosen.out) if chosen.out else _run_file(chosen.run, "sample.npz")
+    if out.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"--out must end in one of {', '.join(SUFFIXES)}; received {str(out)!r}.")
+    import_tensorflow()
+    model, step = _load(chosen.run), read_card(chosen.run).get("data", {}).get("step") or "step"
+    given = [] if chosen.prefix is None else _read_prefix(Path(chosen.prefix), model, step)
+    with _working("Sampling"):
+        sequences = _continue(model, given, chosen) if given else list(_draw(model, chosen))
+    lengths = {len(sequence) for sequence in given}
+    paths = write_samples(
+        out,
+        sequences,
+        step_quarters=_step_quarters(step),
+        title=f"{type(model).__name__}, seed {chosen.seed}",
+        prefix_steps=lengths.pop() if len(lengths) == 1 else None,
+        step_name=step,
+    )
+    print("\n".join(map(str, paths)))
+
+
+def _method(model: SequenceModel, name: str) -> Callable[..., Any]:
+    if not hasattr(model, name):
+        raise ValueError(f"A {type(model).__name__} has no `{name}`.")
+    return getattr(model, name)
+
+
+def _draw(model: SequenceModel, chosen: Namespace) -> np.ndarray:
+    """New sequences `[num, length, ...]`."""
+    return _method(model, "sample")(chosen.num, chosen.length, [chosen.seed, 0]).numpy()
+
+
+def _continue(model: SequenceModel, given: list[np.ndarray], chosen: Namespace) -> list[np.ndarray]:
+    """Each given sequence with each of its `num` continuations after it."""
+    import numpy as np
+
+    future = _method(model, "forecast")(given, num_steps=chosen.length, num_samples=chosen.num, seed=[chosen.seed, 1]).numpy()
+    return [np.concatenate([x, y.astype(x.dtype)]) for x, several in zip(given, future, strict=True) for y in several]
+
+
+def _step_quarters(step: str) -> float:
+    """Length in quarter notes of a data set's step, `"eighth note"`; 1 where it does not say."""
+    from tfseq.data.music import STEPS
+
+    return STEPS.get(step.removesuffix(" note"), 1.0)
+
+
+def _read_prefix(path: Path, model: SequenceModel, step: str) -> list[np.ndarray]:
+    """The sequences to continue: one of a score, or those of `x` (and `lengths`) of an .npz file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--prefix must be a file; there is no {path}.")
+    if path.suffix.lower() != ".npz":
+        from tfseq.data.music import STEPS, load_piece
+
+        name = step.removesuffix(" note")
+        return [load_piece(path, name if name in STEPS else "quarter")]
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            x = arrays["x"]
+            lengths = arrays.get("lengths")
+    except Exception as error:  # a damaged file shows as whatever zip, header or name is wrong
+        raise ValueError(f"{path} must be an .npz file with an array x ({type(error).__name__}: {error}).") from error
+    if x.ndim == len(model.batch_spec()["x"].shape) - 1:
+        x = x[None]
+    if x.ndim < 2 or not len(x) or (lengths is not None and lengths.shape != (len(x),)):
+        raise ValueError(f"{path} must hold x [T, D] or [N, T, D], and lengths [N]; received x of shape {list(x.shape)}.")
+    return [row if lengths is None else row[:n] for row, n in zip(x, x[:, 0] if lengths is None else lengths, strict=True)]
+
+
+def export(arguments: list[str]) -> None:
+    """`tfseq export`."""
+    import_tensorflow()
+    from tfseq.exporting.saved_model import export
+
+    parser = make_parser("export")
+    parser.add_argument("run", type=str, help="run folder, or .keras file")
+    parser.add_argument("--out", type=str, required=True, help="base folder of the served model, saved_models/NAME")
+    add_signature(parser, export, export, skip=("card",))
+    chosen = parse(parser, arguments)
+    settings = {name: chosen[name] for name in ("version", "num_samples", "num_particles")}
+    model = _load(chosen.run)
+    with _working("Writing, reloading and comparing"):
+        path = export(model, chosen.out, card=read_card(chosen.run), **settings)
+    print(path)
+
+
+class Command(NamedTuple):
+    """A row of the table of commands."""
+
+    run: Callable[[list[str]], None]
+    usage: str
+    summary: str
+
+
+COMMANDS = {
+    "models": Command(list_models, "models", "list the models"),
+    "datasets": Command(list_datasets, "datasets", "list the data sets"),
+    "train": Command(
+        train,
+        "train MODEL --data NAME [--out RUN] [--epochs N] [--model.X VALUE] [--resume] ...",
+        "train a model into a run folder",
+    ),
+    "evaluate": Command(
+        evaluate, "evaluate RUN [--data NAME] [--split test] [--json] ...", "likelihood of a data set under a trained model"
+    ),
+    "sample": Command(
+        sample,
+        "sample RUN [--num N] [--length T] [--prefix FILE] [--out FILE] ...",
+        "new sequences, or continuations of given ones",
+    ),
+    "export": Command(export, "export RUN --out saved_models/NAME [--version N] ...", "write a SavedModel for TF Serving"),
+}
