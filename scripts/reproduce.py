@@ -71,7 +71,10 @@ def main() -> None:
     names = ("nats_per_step", "val_nats_per_step")
     curves({n: [row.get(n, float("nan")) for row in run.history] for n in names}, folder / "curves.png", title=arguments.recipe)
     if len(run.history) < recipe["training"]["epochs"]:
-        sys.exit(f"Stopped after {len(run.history)} of {recipe['training']['epochs']} epochs; call again to go on. Nothing was read from the test split.")
+        sys.exit(
+            f"Stopped after {len(run.history)} of {recipe['training']['epochs']} epochs; call again to go on. "
+            "Nothing was read from the test split."
+        )
 
     test = tfseq.load_dataset(recipe["data"], "test", data_dir=arguments.data_dir)
     result = {

@@ -77,7 +77,9 @@ class LinearGaussian:
             before = slice(0, t * latent_dim)
             cov[block[t], before] = self.transition @ cov[block[t - 1], before]
             cov[before, block[t]] = cov[block[t], before].T
-            cov[block[t], block[t]] = self.transition @ cov[block[t - 1], block[t - 1]] @ self.transition.T + np.diag(self.noise**2)
+            cov[block[t], block[t]] = self.transition @ cov[block[t - 1], block[t - 1]] @ self.transition.T + np.diag(
+                self.noise**2
+            )
         mean, emission = np.concatenate(means), linalg.block_diag(*[self.emission] * num_steps)
         noise = np.diag(np.tile(self.emission_noise**2, num_steps))
         mean = np.concatenate([mean, emission @ mean + np.tile(self.offset, num_steps)])
@@ -100,7 +102,9 @@ class LinearGaussian:
     def posterior(self, x: Array, observed: Array | None = None, num_future: int = 0) -> tuple[Array, Array]:
         """Mean and covariance of the joint vector of T + num_future steps, given the observed entries of x `[T, D]`."""
         padded = np.concatenate([x, np.zeros((num_future, x.shape[1]))])
-        keep = np.concatenate([np.ones(x.shape, bool) if observed is None else observed, np.zeros((num_future, x.shape[1]), bool)])
+        keep = np.concatenate(
+            [np.ones(x.shape, bool) if observed is None else observed, np.zeros((num_future, x.shape[1]), bool)]
+        )
         (mean, cov), places = self.joint(len(padded)), self.places(padded, keep)
         offset, gain, cov = condition(mean, cov, range(len(mean)), places)
         return offset + gain @ padded.reshape(-1)[np.array(places) - len(padded) * self.sizes[0]], cov
@@ -212,9 +216,7 @@ class DeepMarkov:
         mean, raw = np.split(dense(guide.moments[0], combined), 2)
         return mean, to_stddev(raw, guide.scale)
 
-    def terms(
-        self, x: Array, noise: Array, observed: Array | None = None, u: Array | None = None
-    ) -> tuple[Array, Array, Array]:
+    def terms(self, x: Array, noise: Array, observed: Array | None = None, u: Array | None = None) -> tuple[Array, Array, Array]:
         """(log p(x_t | z_t), analytic KL of step t, sampled log q - log p of step t), each `[T]`, along the path of `noise`."""
         model = self.model
         z = value(model.guide_start) if model.learned_start else np.zeros(model.latent_dim)

@@ -345,7 +345,7 @@ def train(arguments: list[str]) -> None:
         _check_unchanged(parse(parser, rest[:2]), chosen)
     out = Path(chosen.out or _new_folder(name, chosen.data))
     _check_folder(out, resume)
-    _report(_train(parser, chosen, out), out)
+    _report(_train(chosen, out), out)
 
 
 def train_parser(name: str) -> ArgumentParser:
@@ -421,13 +421,13 @@ def read_config(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         ValueError: it is no YAML, or no table of settings.
     """
-    from jsonargparse import get_loader
+    import yaml  # type: ignore[import-untyped]
 
     if not path.is_file():
         raise FileNotFoundError(f"There is no config file {path}.")
     try:
-        found = get_loader("yaml")(path.read_text())
-    except Exception as error:  # the loader's own classes
+        found = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no readable YAML file ({error}).") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} must hold settings, NAME: VALUE; received {str(found)[:50]!r}.")
@@ -442,7 +442,8 @@ def _with_preset(parser: ArgumentParser, name: str, arguments: Iterable[str]) ->
         yield argument
         preset = argument if previous == "--preset" else argument.removeprefix("--preset=")
         if preset != argument or previous == "--preset":
-            yield from (f"--model.{k}={json.dumps(v)}" for k, v in MODELS[name].presets.get(preset, {}).items())
+            values = MODELS[name].presets.get(preset, {}).items()
+            yield from (f"--model.{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values)
         previous = argument
 
 
@@ -474,7 +475,7 @@ def _check_folder(out: Path, resume: bool) -> None:
         raise ValueError(f"--out must be a new run folder; {config} is not of a run and would be lost.")
 
 
-def _train(parser: ArgumentParser, chosen: Namespace, out: Path) -> Run:
+def _train(chosen: Namespace, out: Path) -> Run:
     """Data, model, config.yaml, training."""
     import keras
 
@@ -483,21 +484,20 @@ def _train(parser: ArgumentParser, chosen: Namespace, out: Path) -> Run:
     data, validation = (load_dataset(chosen.data, split, data_dir=chosen.data_dir) for split in ("train", "valid"))
     keras.utils.set_random_seed(chosen.seed)
     model = MODELS[chosen.model.name].from_data(data, **{k: v for k, v in chosen.model.as_dict().items() if k != "name"})
-    _write_config(parser, chosen, out)
+    _write_config(chosen, out)
     settings = {
         name: chosen[name] for name in inspect.signature(train).parameters if name not in ("model", "data", "validation", "out")
     }
     return train(model, data, validation, out=out, **settings)
 
 
-def _write_config(parser: ArgumentParser, chosen: Namespace, out: Path) -> None:
+def _write_config(chosen: Namespace, out: Path) -> None:
     """`config.yaml`: the whole configuration, except where the run lies."""
-    kept = chosen.clone()
-    for name in ("config", "out", "preset", "resume"):
-        kept.pop(name, None)
-    text = _HEADER + parser.dump(kept, skip_none=False, skip_validation=True)
+    import yaml
+
+    kept = {name: value for name, value in chosen.as_dict().items() if name not in ("config", "out", "preset", "resume")}
     with replace_file(out / "config.yaml") as path:
-        path.write_text(text)
+        path.write_text(_HEADER + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
 
 
 def _report(run: Run, out: Path) -> None:

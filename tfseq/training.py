@@ -66,7 +66,7 @@ class KLWarmUp(keras.callbacks.Callback):
 @contextlib.contextmanager
 def averaged_weights(model: SequenceModel) -> Iterator[None]:
     """The optimiser's moving averages in place of the weights, where it keeps them (`use_ema`); exactly undone after."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    optimizer: Any = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     averages = optimizer._model_variables_moving_average if getattr(optimizer, "use_ema", False) and optimizer.built else []
     raw = [w.numpy() for w in model.trainable_weights] if averages else []
     for weight, average in zip(model.trainable_weights, averages, strict=bool(averages)):
@@ -180,7 +180,7 @@ def train(
     clip_norm: float = 5.0,
     average: float = 0.0,
     kl_start: float = 0.2,
-    kl_warmup: int = 0,
+    kl_warmup: int = 1000,
     validate_every: int = 1,
     patience: int | None = None,
     seed: int = 0,
@@ -235,8 +235,13 @@ def train(
         model, state = _last_checkpoint(folder)
     else:
         if folder is not None and any((folder / name).exists() for name in ("model.keras", "checkpoints")):
-            raise ValueError(f"`out` must be a new run folder; {folder} already holds a run. Resume it (resume=True, --resume), or choose another.")
-        rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps * epochs, 0.01) if schedule == "cosine" else learning_rate
+            raise ValueError(
+                f"`out` must be a new run folder; {folder} already holds a run. "
+                "Resume it (resume=True, --resume), or choose another."
+            )
+        rate = (
+            keras.optimizers.schedules.CosineDecay(learning_rate, steps * epochs, 0.01) if schedule == "cosine" else learning_rate
+        )
         model.compile(make_optimizer(optimizer, rate, weight_decay, clip_norm, average))
         model.seed.assign(np.random.default_rng(seed).integers(0, 2**31 - 1, 2))
     for sequences in (data, validation):
@@ -256,7 +261,9 @@ def train(
         try:
             batches = stream(data, batch_size, seed=seed, first_epoch=state["epoch"])
             with _no_shuffle_warning():
-                model.fit(batches, steps_per_epoch=steps, epochs=epochs, initial_epoch=state["epoch"], callbacks=callbacks, verbose=0)
+                model.fit(
+                    batches, steps_per_epoch=steps, epochs=epochs, initial_epoch=state["epoch"], callbacks=callbacks, verbose=0
+                )
         except KeyboardInterrupt:
             if folder is not None:
                 print(f"Interrupted. {_what_is_saved(folder)} Go on with --resume.", file=sys.stderr)
@@ -289,7 +296,7 @@ def make_optimizer(
     shared = {"global_clipnorm": clip_norm, "use_ema": average > 0.0, "ema_momentum": average or 0.99}
     if name == "sgd":
         return keras.optimizers.SGD(rate, weight_decay=weight_decay or None, **shared)
-    return KernelDecayAdam(rate, weight_decay=weight_decay or None, **shared)
+    return KernelDecayAdam(rate, weight_decay=weight_decay, **shared)
 
 
 def _last_checkpoint(folder: Path) -> tuple[SequenceModel, dict[str, Any]]:
@@ -341,7 +348,7 @@ def write_card(
         "seconds": round(state["seconds"], 1),
         "metrics": {"convention": "pooled bound, nats per step (b)", **best},
         "versions": versions(),
-        "written": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
     }
     with replace_file(folder / "card.json") as path:
@@ -365,4 +372,7 @@ def load(path: str | Path) -> SequenceModel:
     try:
         return keras.saving.load_model(file)
     except Exception as error:  # Keras raises whatever its parts raise
-        raise ValueError(f"{file} cannot be read as a model ({type(error).__name__}: {str(error)[:200]}). The file is damaged, or of another version.") from error
+        raise ValueError(
+            f"{file} cannot be read as a model ({type(error).__name__}: {str(error)[:200]}). "
+            "The file is damaged, or of another version."
+        ) from error

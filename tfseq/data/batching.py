@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -61,19 +61,18 @@ class Sequences:
 
     def take(self, indices: Sequence[int]) -> Sequences:
         """The sequences at `indices`, in that order."""
-        def pick(items: Sequence | None) -> list | None:
-            return None if items is None else [items[i] for i in indices]
-
-        return replace(self, x=pick(self.x), observed=pick(self.observed), u=pick(self.u), names=pick(self.names) if self.names else ())
+        fields: dict[str, Any] = {name: getattr(self, name) for name in ("x", "observed", "u", "names")}
+        return replace(self, **{name: [items[i] for i in indices] for name, items in fields.items() if items})
 
     def padded(self) -> dict[str, np.ndarray]:
-        """All sequences as one batch: `x` `[N, T, ...]`, `mask` `[N, T]`, `row` `[N]`, and `observed`, `u` where there are any."""
+        """All sequences as one batch: `x` `[N, T, ...]`, `mask` `[N, T]`, `row` `[N]`, and `observed`, `u` if there are any."""
         return _pad(self, range(len(self)))
 
 
-def _pad(data: Sequences, rows: Sequence[int]) -> dict[str, np.ndarray]:
+def _pad(data: Sequences, rows: Iterable[int]) -> dict[str, np.ndarray]:
     """The given rows as a right-padded batch with at least one step; `row` is their place in the data set."""
-    lengths = data.lengths[list(rows)]
+    rows = list(rows)
+    lengths = data.lengths[rows]
     num_steps = max(1, int(lengths.max(initial=0)))
     batch = {"mask": np.arange(num_steps) < lengths[:, None], "row": np.asarray(rows, np.int32)}
     for name in ("x", "observed", "u"):

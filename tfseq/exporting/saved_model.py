@@ -56,9 +56,12 @@ def export(
     version = 1 + max(existing, default=0) if version is None else version
     checks.at_least(0, version=version)
     if version in existing:
-        raise ValueError(f"`version` must be new: {folder / str(version)} exists and is not overwritten. Leave it out for {1 + max(existing)}.")
+        raise ValueError(
+            f"`version` must be new: {folder / str(version)} exists and is not overwritten. Leave it out for {1 + max(existing)}."
+        )
     endpoints = {
-        name: (_positional(function, specs), specs) for name, (function, specs) in model.endpoints(num_samples, num_particles).items()
+        name: (_positional(function, specs), specs)
+        for name, (function, specs) in model.endpoints(num_samples, num_particles).items()
     }
     with _appearing(folder / str(version)) as temporary:
         archive = keras.export.ExportArchive()
@@ -88,7 +91,9 @@ def _appearing(path: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 parent.rmdir()
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise OSError(f"{path} could not be written ({reason}); no version folder was made, and older ones are as they were.") from error
+        raise OSError(
+            f"{path} could not be written ({reason}); no version folder was made, and older ones are as they were."
+        ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -131,7 +136,10 @@ def _compare(folder: Path, endpoints: Mapping[str, tuple[Callable, list[tf.Tenso
         for key, value in wanted.items():
             if not np.allclose(got[key], value, equal_nan=True, **_TOLERANCE):
                 gap = float(np.nanmax(np.abs(np.asarray(got[key], float) - np.asarray(value, float))))
-                raise ValueError(f"The reloaded signature {name!r} differs from the model: output {key!r} by up to {gap:.3g}. Nothing was exported.")
+                raise ValueError(
+                    f"The reloaded signature {name!r} differs from the model: output {key!r} "
+                    f"by up to {gap:.3g}. Nothing was exported."
+                )
         described[name] = {
             "inputs": {spec.name: f"{spec.dtype.name} {_axes(spec.shape)}" for spec in specs},
             "outputs": {k: f"{s.dtype.name} {_axes(s.shape)}" for k, s in signature.structured_outputs.items()},

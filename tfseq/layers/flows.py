@@ -30,7 +30,7 @@ class InverseAutoregressiveFlow(keras.layers.Layer):
         checks.at_least(1, hidden_dim=hidden_dim)
         self.hidden_dim, self.reverse = hidden_dim, reverse
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: tuple[int, ...]) -> None:
         dim = input_shape[-1]
         order = np.arange(dim)[::-1] if self.reverse else np.arange(dim)
         degrees = np.arange(self.hidden_dim) % max(dim - 1, 1)  # a hidden unit of degree d sees features of order <= d

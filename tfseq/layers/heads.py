@@ -8,13 +8,11 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 
 from tfseq import checks
 from tfseq.ops.linear import project
 from tfseq.ops.masking import fill
-
-tfd = tfp.distributions
 
 MIN_STDDEV = 1e-4  # a density may not grow without bound on a repeated value
 _POISSON_MAX = 4096  # largest count that is drawn
@@ -70,7 +68,9 @@ class Head(keras.layers.Layer):
 
     def spec(self, *leading: int | None) -> tf.TensorSpec:
         """Shape and dtype of an observation with the given leading axes."""
-        return tf.TensorSpec(leading if self.is_symbol else [*leading, self.event_dim], tf.int32 if self.is_symbol else tf.float32)
+        return tf.TensorSpec(
+            leading if self.is_symbol else [*leading, self.event_dim], tf.int32 if self.is_symbol else tf.float32
+        )
 
     @classmethod
     def event_dim_of(cls, x: Sequence[np.ndarray]) -> int:

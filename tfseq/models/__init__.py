@@ -40,7 +40,8 @@ class Models(Mapping[str, type["SequenceModel"]]):
 MODELS = Models(
     {
         "dmm": Entry(
-            "tfseq.models.dmm:DeepMarkovModel", "Deep Markov model: neural state-space model trained on its ELBO (Krishnan et al. 2017)"
+            "tfseq.models.dmm:DeepMarkovModel",
+            "Deep Markov model: neural state-space model trained on its ELBO (Krishnan et al. 2017)",
         ),
     }
 )

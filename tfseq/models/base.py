@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_type_hints
+from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ Batch = dict[str, Any]
 Endpoint = tuple[Callable[..., dict[str, tf.Tensor]], list[tf.TensorSpec]]
 
 FROM_DATA = "from data"
-"""Marks a constructor argument that only data can tell (`Annotated[int, FROM_DATA]`): saved, filled by `from_data`, no CLI flag."""
+"""Marks a constructor argument that only data can tell (`Annotated[int, FROM_DATA]`): `from_data` fills it, no flag does."""
 
 _EVALUATION_STEP = -1  # the "training step" of evaluation noise, so that validation bounds of all epochs share their noise
 
@@ -123,7 +123,7 @@ class SequenceModel(keras.Model):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.step = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False, name="step")
-        # drawn as Keras draws its seeds, so `keras.utils.set_random_seed` decides it; saved, so that a resumed run goes on with it
+        # drawn as Keras draws its seeds, so `keras.utils.set_random_seed` decides it; saved for resumed runs
         drawn = keras.random.randint((2,), 0, 2**31 - 1, dtype="int32")
         self.seed = self.add_weight(shape=(2,), dtype="int32", initializer=_constant(drawn), trainable=False, name="seed")
         self.kl_weight = self.add_weight(shape=(), initializer="ones", trainable=False, name="kl_weight")
@@ -136,8 +136,8 @@ class SequenceModel(keras.Model):
         """Log-likelihood and KL of a batch; `batch["seed"]` `[B, 2]` decides everything random."""
         raise NotImplementedError
 
-    def endpoints(self) -> dict[str, Endpoint]:
-        """Served signatures: name -> (function, input specs); the first is the default one."""
+    def endpoints(self, num_samples: int = 16, num_particles: int = 256) -> dict[str, Endpoint]:
+        """Served signatures: name -> (function of named inputs, input specs); the first is the default."""
         raise NotImplementedError
 
     @classmethod
@@ -164,7 +164,10 @@ class SequenceModel(keras.Model):
         """A batch of zeros of the right shapes and dtypes."""
         specs = self.batch_spec()
         return {
-            name: np.zeros([n or size for n, size in zip(spec.shape, (num_sequences, num_steps, *[1] * 9), strict=False)], spec.dtype.as_numpy_dtype)
+            name: np.zeros(
+                [n or size for n, size in zip(spec.shape, (num_sequences, num_steps, *[1] * 9), strict=False)],
+                spec.dtype.as_numpy_dtype,
+            )
             for name, spec in specs.items()
             if name != "observed"
         }
@@ -228,18 +231,25 @@ class SequenceModel(keras.Model):
             if value is None:
                 if name == "observed":
                     continue
-                raise ValueError(f"The batch has no `{name}`; {type(self).__name__} needs {spec.dtype.name} of shape {spec.shape}.")
+                raise ValueError(
+                    f"The batch has no `{name}`; {type(self).__name__} needs {spec.dtype.name} of shape {spec.shape}."
+                )
             if isinstance(value, Sequence):
                 value = [np.asarray(v) for v in value]
                 if not value:
                     raise ValueError(f"`{name}` has no sequences.")
                 shapes = {v.shape[1:] for v in value}
                 if len(shapes) > 1:
-                    raise ValueError(f"The sequences of `{name}` must agree in all axes but the first; received {sorted(shapes)}.")
+                    raise ValueError(
+                        f"The sequences of `{name}` must agree in all axes but the first; received {sorted(shapes)}."
+                    )
                 if name == "x":
                     lengths = np.array([len(v) for v in value], np.int32)
                 value = pad(value)
             batch[name] = _checked(name, np.asarray(value), spec)
+        if not batch["x"].shape[1]:  # no steps at all: one padded step, which contributes nothing
+            batch = {name: np.zeros([len(value), 1, *value.shape[2:]], value.dtype) for name, value in batch.items()}
+            data, lengths = {k: v for k, v in data.items() if k != "mask"}, np.zeros(len(batch["x"]), np.int32)
         x = batch["x"]
         if "mask" in data:
             mask = np.asarray(data["mask"])
@@ -259,7 +269,9 @@ class SequenceModel(keras.Model):
         batch["mask"] = mask
         for name in set(batch) - {"mask"}:
             if batch[name].shape[:2] != mask.shape:
-                raise ValueError(f"`{name}` must be [B, T, ...] with [B, T] = {list(mask.shape)} as `x`; received {list(batch[name].shape)}.")
+                raise ValueError(
+                    f"`{name}` must be [B, T, ...] with [B, T] = {list(mask.shape)} as `x`; received {list(batch[name].shape)}."
+                )
         keep = np.broadcast_to(mask.reshape(*mask.shape, *[1] * (x.ndim - 2)), x.shape)
         if "observed" in batch:
             keep = keep & batch["observed"]
@@ -299,7 +311,7 @@ class SequenceModel(keras.Model):
         return [self._loss_tracker, self.bound_metric, *self.parts_metrics]
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """The model is built at birth; Keras's symbolic build would average the first batch over replicas, which fails for bool."""
+        """The model is built at birth; Keras's symbolic build averages a batch over replicas, which fails for bool."""
         if self.optimizer is not None and not self.optimizer.built:
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
@@ -336,7 +348,7 @@ class SequenceModel(keras.Model):
 
         What is returned sums to the clipped gradient, and is too short for the optimiser to clip it again.
         """
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         if num_replicas() == 1 or optimizer.global_clipnorm is None:
             return gradients
         scale = self.optimizer.scale_loss(1.0)  # of the loss scale of mixed precision

@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 
 from tfseq import checks
 from tfseq.layers import heads
@@ -29,7 +29,6 @@ from tfseq.ops import bounds, particles, random
 from tfseq.ops.masking import fill, lengths_to_mask, mask_to_lengths, masked_sum
 from tfseq.ops.scan import loop, scan
 
-tfd = tfp.distributions
 Dense = keras.layers.Dense
 
 Scale = Literal["variance", "stddev"]
@@ -64,7 +63,7 @@ class Transition(keras.layers.Layer):
         self.kind, self.scale, self.hidden_dim = kind, scale, hidden_dim
         # the identity for z; controls start without effect
         identity = keras.initializers.Constant(0.0) if kind == "mlp" else _identity
-        self.linear = Dense(latent_dim, kernel_initializer=identity, name="linear") if kind != "mlp" else None
+        self.linear: Any = Dense(latent_dim, kernel_initializer=identity, name="linear") if kind != "mlp" else None
         if kind == "gated":
             self.gate = MLP(hidden_dim, latent_dim, "sigmoid", name="gate")
             self.proposal = MLP(hidden_dim, latent_dim, name="proposal")
@@ -140,7 +139,7 @@ class StructuredGuide(keras.layers.Layer):
             for name, reverse, letter in (("left", False, "L"), ("right", True, "R"))
             if letter in kind.split("-")[1]
         ]
-        self.from_latent = Dense(units, name="from_latent") if self.is_structured else None
+        self.from_latent: Any = Dense(units, name="from_latent") if self.is_structured else None
         self.moments = [Dense(2 * latent_dim, name=f"moments_{i}") for i in range(1 if self.is_structured else 2)]
         for moments in self.moments:
             moments.build((None, units))
@@ -160,7 +159,7 @@ class StructuredGuide(keras.layers.Layer):
             outputs.append(hidden)
         return (tf.add_n(outputs),) if self.is_structured else tuple(outputs)
 
-    def combine(self, context: tuple[tf.Tensor, ...], from_latent: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    def combine(self, context: tuple[tf.Tensor, ...], from_latent: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """(encoder outputs `[..., H]`, W z_{t-1} without bias `[..., H]`) -> mean and standard deviation of z_t `[..., Z]`."""
         if self.is_structured:
             latent = tf.tanh(from_latent + tf.cast(self.from_latent.bias, from_latent.dtype))
@@ -290,7 +289,9 @@ class DeepMarkovModel(SequenceModel):
         checks.choice("scale", scale, ("variance", "stddev"))
         checks.choice("kl", kl, ("auto", "analytic", "sampled"))
         if kl == "analytic" and num_flows:
-            raise ValueError(f"`kl` must be 'sampled' or 'auto' with flows (no closed form); received 'analytic' and num_flows={num_flows}.")
+            raise ValueError(
+                f"`kl` must be 'sampled' or 'auto' with flows (no closed form); received 'analytic' and num_flows={num_flows}."
+            )
         self.latent_dim, self.control_dim, self.missing = latent_dim, control_dim, missing
         self.learned_start, self.augment = learned_start, augment
         self.analytic_kl = kl == "analytic" or (kl == "auto" and not num_flows)
@@ -366,7 +367,7 @@ class DeepMarkovModel(SequenceModel):
     # Inference -----------------------------------------------------------------------------------------------------
 
     def _inputs(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """A batch, time first: x finite, `encoded`, `previous` (with "Aug" edges), `mask`, `seed`, and `extra` of the transition."""
+        """A batch, time first: finite x, `encoded`, `previous` (with "Aug" edges), `mask`, `seed`, the transition's `extra`."""
         mask, observed = batch["mask"], batch.get("observed")
         x = fill(batch["x"], mask)
         if observed is not None:
@@ -523,7 +524,9 @@ class DeepMarkovModel(SequenceModel):
         """
         batch = self._given(x, mask, seed, observed, u)
         num_steps, num_samples = _counts(num_steps=num_steps, num_samples=num_samples)
-        return self._forecast(batch, num_steps, num_samples, self._future(future_u, tf.shape(batch["x"])[0], num_steps, "future_u"))
+        return self._forecast(
+            batch, num_steps, num_samples, self._future(future_u, tf.shape(batch["x"])[0], num_steps, "future_u")
+        )
 
     def impute(
         self, x: Any, mask: Any = None, observed: Any = None, num_samples: int = 1, seed: Any = (0, 0), *, u: Any = None
@@ -575,7 +578,10 @@ class DeepMarkovModel(SequenceModel):
             return None
         wanted = [int(num_rows), int(num_steps), self.control_dim]
         if u is None or list(np.shape(u)) != wanted:
-            raise ValueError(f"`{name}` must give the controls of the steps to come, shape {wanted}; received {np.shape(u) if u is not None else None}.")
+            raise ValueError(
+                f"`{name}` must give the controls of the steps to come, shape {wanted}; "
+                f"received {None if u is None else np.shape(u)}."
+            )
         return tf.convert_to_tensor(u, tf.float32)
 
     # Their graphs --------------------------------------------------------------------------------------------------
@@ -684,10 +690,14 @@ class DeepMarkovModel(SequenceModel):
             "log_weights": tf.fill([rows, num_particles], -math.log(num_particles)),
             "step": tf.zeros([rows], tf.int32),
         }
-        return state | ({"previous": tf.zeros(self._shape_of_x(tf.stack([rows])), self.head.spec().dtype)} if self.augment else {})
+        return state | (
+            {"previous": tf.zeros(self._shape_of_x(tf.stack([rows])), self.head.spec().dtype)} if self.augment else {}
+        )
 
     @_graph
-    def _filter_step(self, x: tf.Tensor, state: dict[str, tf.Tensor], seed: tf.Tensor, u: tf.Tensor | None) -> dict[str, tf.Tensor]:
+    def _filter_step(
+        self, x: tf.Tensor, state: dict[str, tf.Tensor], seed: tf.Tensor, u: tf.Tensor | None
+    ) -> dict[str, tf.Tensor]:
         z, log_weights, step = tf.cast(state["particles"], self.compute_dtype), state["log_weights"], state["step"]
         rows, num, _ = tf.unstack(tf.shape(z))
         # resample where the effective number of particles is low
@@ -729,8 +739,11 @@ class DeepMarkovModel(SequenceModel):
         def batch(given: dict[str, tf.Tensor]) -> Batch:
             """Served inputs as a batch of at least one step."""
             missing = tf.maximum(0, 1 - tf.shape(given["x"])[1])
-            entries = {k: given[k] for k in ("x", "u", "observed") if k in given}
-            entries = {k: tf.pad(v, [[0, 0], [0, missing], *[[0, 0]] * (v.shape.rank - 2)]) for k, v in entries.items()}
+            entries: Batch = {
+                k: tf.pad(v, [[0, 0], [0, missing], *[[0, 0]] * (v.shape.rank - 2)])
+                for k, v in given.items()
+                if k in ("x", "u", "observed")
+            }
             mask = lengths_to_mask(tf.minimum(given["lengths"], tf.shape(given["x"])[1]), tf.shape(entries["x"])[1])
             return self.complete({**entries, "mask": mask, "seed": given["seed"]})
 

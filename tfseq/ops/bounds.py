@@ -44,7 +44,11 @@ def in_chunks(
         numbers = first + tf.range(chunk)
         weights, counts = log_weights(numbers), (numbers < num_samples)[:, None]
         log_sum = tf.reduce_logsumexp(tf.where(counts, weights, -math.inf), 0)
-        return first + chunk, total + tf.reduce_sum(tf.where(counts, weights, 0.0), 0), tf.experimental.numpy.logaddexp(log_total, log_sum)
+        return (
+            first + chunk,
+            total + tf.reduce_sum(tf.where(counts, weights, 0.0), 0),
+            tf.experimental.numpy.logaddexp(log_total, log_sum),
+        )
 
     start = (0, tf.zeros_like(like), tf.fill(tf.shape(like), tf.constant(-math.inf, like.dtype)))
     _, total, log_total = tf.while_loop(lambda first, *_: first < num_samples, body, start, parallel_iterations=1)

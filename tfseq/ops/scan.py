@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfseq.ops.linear import project
 
-Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+Step = Callable[..., tuple[Any, Any]]
 
 
 def _arrays(like: Any, num_steps: tf.Tensor) -> list[tf.TensorArray]:
@@ -70,7 +70,8 @@ def scan(step: Step, initial: Any, inputs: Any, kernel: tf.Tensor | None = None)
     kernel = None if kernel is None else tf.convert_to_tensor(kernel)
 
     def call(state: list[tf.Tensor], product: list[tf.Tensor], ins: list[tf.Tensor]) -> tuple[list[tf.Tensor], Any]:
-        new, outputs = step(tf.nest.pack_sequence_as(initial, state), *(product or [None]), tf.nest.pack_sequence_as(inputs, ins))
+        before, now = tf.nest.pack_sequence_as(initial, state), tf.nest.pack_sequence_as(inputs, ins)
+        new, outputs = step(before, product[0] if product else None, now)
         return tf.nest.flatten(new), outputs
 
     def product_of(state: list[tf.Tensor]) -> list[tf.Tensor]:

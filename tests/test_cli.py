@@ -1,0 +1,489 @@
+"""The command line, in this process; in one of its own where imports, file descriptors and pipes matter."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfseq import cli
+from tfseq.cli import main
+from tfseq.models.base import SequenceModel
+from tfseq.models.dmm import DeepMarkovModel
+from tfseq.writers import write_samples
+
+pytestmark = pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")  # of tf.data
+
+TINY = [f"--model.{size}" for size in ("latent_dim=2", "rnn_units=4", "emission-dim=4", "transition_dim=4")] + [
+    "--schedule=constant"
+]
+
+
+def write_music(folder: Path) -> Path:
+    """A folder of a few short MIDI files in three splits."""
+    rng = np.random.default_rng(0)
+    for split, num in (("train", 3), ("valid", 2), ("test", 2)):
+        for i in range(num):
+            roll = np.zeros((5 + i, 88), np.float32)
+            roll[np.arange(5 + i), rng.integers(30, 50, 5 + i)] = 1.0
+            write_samples(folder / split / f"piece-{i}.mid", roll)
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def eager() -> Iterator[None]:
+    """No graphs: tracing them takes most of the time of a run this small."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(scope="module")
+def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("music21", reason="data of the test are MIDI files: needs music21")
+    return write_music(tmp_path_factory.mktemp("data") / "music")
+
+
+@pytest.fixture(scope="module")
+def trained(eager: None, music: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch, for tests that only read."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", "dmm", "--data", str(music), "--out", str(out), "--epochs", "1", "--no-progress", *TINY]) == 0
+    return out
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of that run, to be changed."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`said(*arguments)` runs a command -> (exit code, standard output, standard error)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(a) for a in arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def in_a_process(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    root = str(Path(__file__).parents[1])
+    env["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [env.get("PYTHONPATH")])])
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, timeout=300, **options)
+
+
+# Help and tables ----------------------------------------------------------------------------------------------------
+
+
+def test_help_tables_and_version_do_without_tensorflow():
+    words = [["--help"], ["--version"], ["models"], ["datasets"], ["train", "--help"], ["sample", "--help"], ["trian"]]
+    code = (
+        f"import sys; from tfseq.cli import main; codes = [main(a) for a in {words}];"
+        "print(codes, {'tensorflow', 'keras', 'matplotlib'} & set(sys.modules))"
+    )
+    done = in_a_process("-c", code)
+    assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0, 0, 0, 2] set()", done.stderr
+    for text in ("usage: tfseq COMMAND", "tfseq 0.", "Deep Markov model", "JSB Chorales"):
+        assert text in done.stdout
+
+
+def test_models_and_datasets_are_the_tables(said):
+    for command, table in (("models", cli.MODELS), ("datasets", cli.DATASETS)):
+        code, out, _ = said(command)
+        assert code == 0
+        assert [line.split()[0] for line in out.splitlines()] == list(table)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_every_command(said, command):
+    code, out, err = said(command, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: tfseq {command}")
+
+
+def test_help_of_train_has_flags_types_defaults_and_texts_of_both_signatures(said):
+    _, out, _ = said("train", "dmm", "--help")
+    out = " ".join(out.split())
+    assert "--learning_rate LEARNING_RATE rate at the start (type: float, default: 0.001)" in out
+    assert "--schedule {constant,cosine}" in out
+    assert "--model.rnn_units RNN_UNITS the guide's recurrent cell" in out and "(type: int, default: 600)" in out
+    assert "observation_dim" not in out and "--model.mean" not in out  # from data
+
+
+def test_texts_of_arguments_that_share_a_line():
+    def documented() -> None:
+        """Does.
+
+        Args:
+            a: first,
+                over two lines.
+            b, c: `second`.
+
+        Returns:
+            d: nothing.
+        """
+
+    assert cli.argument_texts(documented) == {"a": "first, over two lines", "b": "second", "c": "second"}
+
+
+# Wrong usage --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "No command was given"),
+        ("modles", "no command 'modles'. Did you mean 'models'?"),
+        ("--versoin", "no flag '--versoin'. Did you mean '--version'?"),
+        ("models --quick", "no flag --quick"),
+        ("train", "The model comes first"),
+        ("train --data jsb", "The model comes first"),
+        ("train dnm --data jsb", "no model 'dnm'. Did you mean 'dmm'?"),
+        ("train dmm", "Missing: --data"),
+        ("train dmm --data jbs", "received 'jbs'. Did you mean 'jsb'?"),
+        ("train dmm --data jsb --lerning-rate 3", "no flag --lerning-rate. Did you mean --learning_rate?"),
+        ("train dmm --data jsb --latent_dim 3", "no flag --latent_dim. Did you mean --model.latent_dim?"),
+        ("train dmm --data jsb --model.latent_dmi 3", "Did you mean --model.latent_dim?"),
+        ("train dmm --data jsb --observation_dim 3", "no flag --observation_dim"),
+        ("train dmm --data jsb --epochs many", "--epochs must be a whole number; received 'many'"),
+        ("train dmm --data jsb --max-minutes long", "--max_minutes must be a number; received 'long'"),
+        ("train dmm --data jsb --patience x", "--patience must be a whole number or null; received 'x'"),
+        ("train dmm --data jsb --schedule cosin", "must be one of constant, cosine; received 'cosin'. Did you mean 'cosine'?"),
+        ("train dmm --data jsb --progress perhaps", "--progress must be true or false"),
+        (
+            "train dmm --data jsb --preset krishna",
+            "--preset must be one of krishnan, pyro; received 'krishna'. Did you mean 'krishnan'?",
+        ),
+        ("train dmm --data jsb --epochs", "expected one argument"),
+        ("train dmm jsb --data jsb", "Unrecognized arguments: jsb"),
+        ("train dmm --data jsb --resume", "--resume needs --out"),
+        ("evaluate", "Missing: RUN"),
+        ("evaluate run --split tset", "--split must be one of train, valid, test; received 'tset'. Did you mean 'test'?"),
+        ("sample run --out song.wav", "--out must end in one of"),
+        ("export run", "Missing: --out"),
+    ],
+)
+def test_wrong_usage_names_the_mistake_in_two_lines(said, arguments, message):
+    code, out, err = said(*arguments.split())
+    assert (code, out) == (2, "")
+    usage, error = err.splitlines()
+    assert usage.startswith("usage: tfseq ") and error.startswith("tfseq: error: ")
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ("model: {name: dmm}\nepohcs: 3\n", 2, "'epohcs', which does not exist. Did you mean 'epochs'?"),
+        ("model: {name: dmm}\nepochs: many\n", 2, "--epochs must be a whole number; received 'many'"),
+        ("model: {name: nosuch}\n", 2, "no model 'nosuch'"),
+        ("model: {name: dmm}\npreset: pyro\n", 2, "only the flag --preset"),
+        ("epochs: 3\n", 2, "The model comes first"),
+        ("data: [jsb\n", 1, "no readable YAML"),
+        ("jsb\n", 1, "must hold settings"),
+        (None, 1, "no config file"),
+    ],
+)
+def test_wrong_config_files(said, tmp_path, text, code, message):
+    file = tmp_path / "run.yaml"
+    if text is not None:
+        file.write_text(text)
+    got, _, err = said("train", "--data", "jsb", "--config", file)
+    assert got == code
+    assert message in err and "Traceback" not in err
+
+
+# Training -----------------------------------------------------------------------------------------------------------
+
+
+def test_train_writes_a_run(trained):
+    assert {"model.keras", "config.yaml", "card.json", "history.csv"} <= {f.name for f in trained.iterdir()}
+    config = cli.read_config(trained / "config.yaml")
+    assert config["model"]["name"] == "dmm" and config["model"]["latent_dim"] == 2 and config["model"]["emission_dim"] == 4
+    assert (
+        config["epochs"] == 1 and config["patience"] is None and config["progress"] is False and config["learning_rate"] == 1e-3
+    )
+    assert not {"out", "resume", "config", "preset"} & set(config)
+
+
+def test_a_config_file_repeats_the_run(trained, tmp_path, said):
+    code, out, err = said("train", "--config", trained / "config.yaml", "--out", tmp_path / "again")
+    assert code == 0, err
+    assert re.search(r"best validation bound: \d+\.\d+ nats per step", out)
+    assert f"run: {tmp_path / 'again'}\n" in out and "tfseq evaluate" in out
+    assert (tmp_path / "again" / "config.yaml").read_text() == (trained / "config.yaml").read_text()
+    first, second = (json.loads((run / "card.json").read_text()) for run in (trained, tmp_path / "again"))
+    assert first["metrics"]["val_nats_per_step"] == pytest.approx(second["metrics"]["val_nats_per_step"], rel=1e-6)
+
+
+def test_a_run_is_not_overwritten(run, music, said):
+    before = contents(run)
+    code, _, err = said("train", "dmm", "--data", music, "--out", run)
+    assert code == 1
+    assert "already holds a run" in err and "--resume" in err
+    assert contents(run) == before
+
+
+def test_a_config_file_of_others_is_not_overwritten(tmp_path, music, said):
+    (tmp_path / "config.yaml").write_text("mine: true\n")
+    code, _, err = said("train", "dmm", "--data", music, "--out", tmp_path)
+    assert code == 1 and "would be lost" in err
+    assert contents(tmp_path)["config.yaml"] == b"mine: true\n"
+
+
+def test_resume_goes_on_with_the_settings_of_the_run(run, music, said):
+    code, _, err = said("train", "dmm", "--resume", "--out", run, "--data", music, "--epochs", 2, "--max_minutes", "inf")
+    assert code == 0, err
+    assert len((run / "history.csv").read_text().splitlines()) == 3
+    config = cli.read_config(run / "config.yaml")
+    assert config["epochs"] == 2 and config["model"]["latent_dim"] == 2
+
+
+@pytest.mark.parametrize("flags", ["--learning_rate 0.5", "--model.latent_dim 3", "--preset krishnan", "--data jsb", "--seed 1"])
+def test_resume_refuses_other_settings(run, said, flags):
+    before = contents(run)
+    code, _, err = said("train", "--resume", "--out", run, *flags.split())
+    assert code == 2
+    assert "cannot change" in err and (flags.split()[0] in err or "--model.cell" in err)
+    assert contents(run) == before
+
+
+def test_resume_with_the_cosine_schedule_keeps_the_epochs(run, said):
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("schedule: constant", "schedule: cosine"))
+    code, _, err = said("train", "--resume", "--out", run, "--epochs", 7)
+    assert code == 2 and "--epochs" in err and "cosine" in err
+
+
+@pytest.mark.parametrize("missing", ["folder", "checkpoints"])
+def test_resume_of_nothing(run, said, missing):
+    shutil.rmtree(run if missing == "folder" else run / "checkpoints")
+    code, _, err = said("train", "--resume", "--out", run)
+    assert code == 1
+    assert ("no run to resume" if missing == "folder" else "no checkpoint") in err
+
+
+def test_an_interrupted_training_leaves_what_was_there(run, said, monkeypatch):
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    before = contents(run)
+    monkeypatch.setattr(SequenceModel, "fit", interrupted)
+    code, out, err = said("train", "--resume", "--out", run, "--epochs", 2)
+    assert (code, out) == (130, "")
+    assert "Interrupted. Saved:" in err and err.endswith("tfseq: interrupted.\n")
+    after = contents(run)
+    assert after.pop("config.yaml") and before.pop("config.yaml")
+    assert after == before
+
+
+@pytest.mark.parametrize("where", ["a-file", "a-file/run"])
+def test_a_run_folder_that_cannot_be(music, tmp_path, said, where):
+    (tmp_path / "a-file").write_text("mine")
+    code, out, err = said("train", "dmm", "--data", music, "--out", tmp_path / where, *TINY)
+    assert (code, out) == (1, "")
+    assert str(tmp_path / "a-file") in err and "Traceback" not in err
+    assert contents(tmp_path) == {"a-file": b"mine"}
+
+
+def test_hyperparameters_are_checked_before_anything_is_written(music, tmp_path, said):
+    code, _, err = said("train", "dmm", "--data", music, "--out", tmp_path / "run", "--model.latent_dim", -3)
+    assert code == 1 and "`latent_dim` must be a whole number of at least 1; received -3" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_preset_is_a_set_of_flags_that_later_ones_replace():
+    parser = cli.train_parser("dmm")
+    flags = ["--data", "x", "--preset", "krishnan", "--model.dropout", "0.3"]
+    chosen = cli.parse(parser, cli._with_preset(parser, "dmm", flags))
+    assert (chosen.model.cell, chosen.model.learned_start, chosen.model.scale) == ("lstm", False, "variance")
+    assert chosen.model.dropout == 0.3 and chosen.model.latent_dim == 100
+
+
+# Evaluation ---------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_shows_every_figure_with_its_convention(trained, said):
+    code, out, _ = said("evaluate", trained, "--num-samples", 3)
+    assert code == 0
+    assert "2 sequences" in out and "3 samples" in out and "test split" in out and "lower is better" in out
+    for text in (
+        "bound_per_step",
+        "(b) pooled bound",
+        "importance_per_step",
+        "(a)",
+        "(c)",
+        "train-mean Bernoulli",
+        "per-note Markov",
+    ):
+        assert text in out
+
+
+def test_evaluate_prints_one_json_object(trained, music, said):
+    code, out, _ = said("evaluate", trained, "--num_samples", 3, "--json", "--data", music, "--split", "valid")
+    assert code == 0
+    found = json.loads(out)
+    figures = {"bound_per_step", "importance_per_step", "bound_sequence_mean", "standard_error", "importance_standard_error"}
+    assert set(found) == figures | {"num_samples", "num_sequences", "num_steps", "baselines", "data", "split"}
+    assert (found["num_samples"], found["num_sequences"], found["num_steps"]) == (3, 2, 11)
+    assert (found["data"], found["split"]) == ("music", "valid")
+
+
+def test_json_has_null_for_what_is_not_a_number():
+    assert cli._finite({"a": float("nan"), "b": {"c": 1.0}}) == {"a": None, "b": {"c": 1.0}}
+
+
+@pytest.mark.parametrize("command", ["evaluate {}", "sample {}", "export {} --out served"])
+def test_a_run_that_is_not_there(said, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = said(*command.format("nowhere").split())
+    assert (code, out) == (1, "")
+    assert re.fullmatch(r"tfseq: error: No model at nowhere.*\n", err)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("file", "message"), [("model.keras", "damaged"), ("card.json", "card.json is damaged")])
+def test_damaged_files(run, said, file, message):
+    (run / file).write_bytes((run / file).read_bytes()[:40])
+    code, out, err = said("sample", run)
+    assert (code, out) == (1, "")
+    assert message in err and "Traceback" not in err and err.count("\n") == 1
+
+
+# Samples ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".mid", ".png", ".npz", ".csv"])
+def test_sample_writes_the_format_of_the_suffix(trained, tmp_path, said, suffix):
+    code, out, _ = said("sample", trained, "--length", 4, "--num", 2, "--out", tmp_path / f"new{suffix}")
+    assert code == 0
+    names = ["new-1.mid", "new-2.mid"] if suffix == ".mid" else [f"new{suffix}"]
+    assert out.splitlines() == [str(tmp_path / name) for name in names]
+    assert all((tmp_path / name).stat().st_size for name in names)
+
+
+def test_sample_by_default_writes_an_npz_into_the_run(run, said):
+    code, out, _ = said("sample", run, "--length", 4, "--seed", 3)
+    assert (code, out) == (0, f"{run / 'sample.npz'}\n")
+    first = np.load(run / "sample.npz")["x"]
+    assert first.shape == (1, 4, 88)
+    said("sample", run, "--length", 4, "--seed", 3)
+    np.testing.assert_array_equal(np.load(run / "sample.npz")["x"], first)
+
+
+@pytest.mark.parametrize("kind", ["mid", "npz"])
+def test_sample_continues_a_prefix(trained, music, tmp_path, said, kind):
+    rolls = [cli.load_dataset(music, "test").x[0]] if kind == "mid" else list(cli.load_dataset(music, "test").x)
+    prefix = music / "test" / "piece-0.mid"
+    if kind == "npz":
+        (prefix,) = write_samples(tmp_path / "given.npz", rolls)
+    code, _, err = said("sample", trained, "--prefix", prefix, "--length", 3, "--num", 2, "--out", tmp_path / "new.npz")
+    assert code == 0, err
+    with np.load(tmp_path / "new.npz") as found:
+        x, lengths = found["x"], found["lengths"]
+    assert lengths.tolist() == [len(roll) + 3 for roll in rolls for _ in range(2)]
+    for i, roll in enumerate(rolls):
+        np.testing.assert_array_equal(x[2 * i, : len(roll)], roll)
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "message"),
+    [
+        ("none.npz", None, "there is no"),
+        ("damaged.npz", b"PK nothing", "must be an .npz file"),
+        ("other.npz", {"y": np.zeros(3)}, "must be an .npz file with an array x"),
+        ("narrow.npz", {"x": np.zeros((4, 5), np.float32)}, "must have shape [B, T, 88]"),
+        ("lengths.npz", {"x": np.zeros((2, 4, 88), np.float32), "lengths": np.array([4])}, "and lengths [N]"),
+        ("damaged.mid", b"MThd", "no readable score"),
+    ],
+)
+def test_a_prefix_that_does_not_suit(trained, tmp_path, said, name, arrays, message):
+    if isinstance(arrays, dict):
+        np.savez(tmp_path / name, **arrays)
+    elif arrays is not None:
+        (tmp_path / name).write_bytes(arrays)
+    code, _, err = said("sample", trained, "--prefix", tmp_path / name, "--out", tmp_path / "new.npz")
+    assert code == 1
+    assert message in err and not (tmp_path / "new.npz").exists()
+
+
+def test_samples_have_a_positive_number_and_length(trained, said):
+    for flag in ("num", "length"):
+        code, _, err = said("sample", trained, f"--{flag}", 0)
+        assert code == 1 and f"`{flag}` must be a whole number of at least 1; received 0" in err
+
+
+# Export -------------------------------------------------------------------------------------------------------------
+
+
+def test_export_prints_the_new_version_and_passes_on_the_card(trained, tmp_path, said, monkeypatch):
+    endpoints = DeepMarkovModel.endpoints
+    monkeypatch.setattr(DeepMarkovModel, "endpoints", lambda self, *numbers: {"sample": endpoints(self, *numbers)["sample"]})
+    tf.config.run_functions_eagerly(False)
+    arguments = ["export", trained, "--out", tmp_path / "served", "--num-samples", 2, "--num-particles", 3]
+    code, out, err = said(*arguments, "--version", 7)
+    assert (code, out) == (0, f"{tmp_path / 'served' / '7'}\n"), err
+    assert (tmp_path / "served" / "7" / "saved_model.pb").is_file()
+    assert json.loads((tmp_path / "served" / "7" / "card.json").read_text())["trained"]["data"]["name"] == "music"
+    code, out, err = said(*arguments, "--version", 7)
+    assert (code, out) == (1, "") and "exists and is not overwritten" in err
+    tf.config.run_functions_eagerly(True)
+
+
+# The process --------------------------------------------------------------------------------------------------------
+
+
+def test_start_up_noise_is_silent_and_errors_are_not(tmp_path):
+    done = in_a_process("-m", "tfseq", "evaluate", "nowhere", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"tfseq: error: No model at nowhere.*\n", done.stderr)
+
+
+def test_a_closed_pipe_is_quiet():
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        command = [sys.executable, "-m", "tfseq", "datasets"]
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1], timeout=300)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_the_stack_trace_is_shown_on_request(said, monkeypatch):
+    assert "Traceback" not in said("train", "dmm", "--config", "nowhere.yaml")[2]
+    monkeypatch.setenv("TFSEQ_DEBUG", "1")
+    _, _, err = said("train", "dmm", "--config", "nowhere.yaml")
+    assert "Traceback" in err and err.splitlines()[-1] == "tfseq: error: There is no config file nowhere.yaml."
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (PermissionError(13, "Permission denied", "runs"), 1, "tfseq: error: runs: Permission denied\n"),
+        (OSError(28, "x.keras could not be written"), 1, "tfseq: error: x.keras could not be written\n"),
+        (ImportError('pip install "tfseq[music]"'), 1, 'tfseq: error: pip install "tfseq[music]"\n'),
+        (ValueError("two\n  lines"), 1, "tfseq: error: two lines\n"),
+        (KeyboardInterrupt(), 130, "tfseq: interrupted.\n"),
+    ],
+)
+def test_errors_are_one_paragraph(said, monkeypatch, error, code, text):
+    def fails(arguments: list[str]) -> None:
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "models", cli.COMMANDS["models"]._replace(run=fails))
+    assert said("models") == (code, "", text)
