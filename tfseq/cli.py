@@ -401,9 +401,14 @@ def _resumable(arguments: Sequence[str]) -> Path:
     config = Path(out) / "config.yaml"
     if not config.is_file():
         raise FileNotFoundError(f"There is no run to resume in {out} (no config.yaml there). Start it without --resume.")
-    if not (Path(out) / "checkpoints").is_dir():
+    if not _checkpoint(Path(out)).is_file():
         raise FileNotFoundError(f"The run in {out} has no checkpoint to go on from. Start anew: tfseq train --config {config}")
     return config
+
+
+def _checkpoint(out: Path) -> Path:
+    """What `--resume` goes on from."""
+    return out / "checkpoints" / "last.keras"
 
 
 def _model_in(settings: Mapping[str, Any]) -> str:
@@ -469,7 +474,8 @@ def _check_folder(out: Path, resume: bool) -> None:
     if resume:
         return
     if any((out / name).exists() for name in ("model.keras", "checkpoints")):
-        raise ValueError(f"--out must be a new run folder; {out} already holds a run. Add --resume, or choose another.")
+        hint = "Add --resume, or choose another" if _checkpoint(out).is_file() else "Choose another"
+        raise ValueError(f"--out must be a new run folder; {out} already holds a run. {hint}.")
     config = out / "config.yaml"
     if config.is_file() and not config.read_text(errors="replace").startswith(_HEADER[:20]):
         raise ValueError(f"--out must be a new run folder; {config} is not of a run and would be lost.")

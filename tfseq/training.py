@@ -10,7 +10,6 @@ import math
 import platform
 import sys
 import time
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -260,10 +259,7 @@ def train(
     if state["epoch"] < epochs:
         try:
             batches = stream(data, batch_size, seed=seed, first_epoch=state["epoch"])
-            with _no_shuffle_warning():
-                model.fit(
-                    batches, steps_per_epoch=steps, epochs=epochs, initial_epoch=state["epoch"], callbacks=callbacks, verbose=0
-                )
+            model.fit(batches, steps_per_epoch=steps, epochs=epochs, initial_epoch=state["epoch"], callbacks=callbacks, verbose=0)
         except KeyboardInterrupt:
             if folder is not None:
                 print(f"Interrupted. {_what_is_saved(folder)} Go on with --resume.", file=sys.stderr)
@@ -310,11 +306,6 @@ def _last_checkpoint(folder: Path) -> tuple[SequenceModel, dict[str, Any]]:
 def _what_is_saved(folder: Path) -> str:
     saved = [str(f) for f in (folder / "model.keras", folder / "checkpoints" / "last.keras") if f.exists()]
     return f"Saved: {', '.join(saved)}." if saved else "Nothing was saved yet."
-
-
-def _no_shuffle_warning() -> warnings.catch_warnings:
-    """Keras warns that it will not shuffle a stream; ours is shuffled already."""
-    return warnings.catch_warnings(action="ignore", category=UserWarning)
 
 
 def versions() -> dict[str, str]:

@@ -61,8 +61,11 @@ class Sequences:
 
     def take(self, indices: Sequence[int]) -> Sequences:
         """The sequences at `indices`, in that order."""
-        fields: dict[str, Any] = {name: getattr(self, name) for name in ("x", "observed", "u", "names")}
-        return replace(self, **{name: [items[i] for i in indices] for name, items in fields.items() if items})
+        picked: dict[str, Any] = {}
+        for name in ("x", "observed", "u", "names"):
+            items = getattr(self, name)
+            picked[name] = [items[i] for i in indices] if items else items
+        return replace(self, **picked)
 
     def padded(self) -> dict[str, np.ndarray]:
         """All sequences as one batch: `x` `[N, T, ...]`, `mask` `[N, T]`, `row` `[N]`, and `observed`, `u` if there are any."""
@@ -122,7 +125,9 @@ def stream(data: Sequences, batch_size: int, *, seed: int | None = None, first_e
         name: tf.TensorSpec([None] if name == "row" else [None, None, *array.shape[2:]], array.dtype)
         for name, array in _pad(data, [0]).items()
     }
-    return tf.data.Dataset.from_generator(generate, output_signature=signature).prefetch(2)
+    size = num_batches(data, batch_size) if seed is None else tf.data.INFINITE_CARDINALITY
+    batches = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    return batches.apply(tf.data.experimental.assert_cardinality(size)).prefetch(2)
 
 
 def num_batches(data: Sequences, batch_size: int) -> int:

@@ -380,8 +380,10 @@ class SequenceModel(keras.Model):
         """Keras's `fit`; x may be `[B, T, ...]`, a list of sequences, a dict, or a stream of batches (dicts)."""
         if validation_data is not None:
             validation_data = self._prepare(validation_data)
+        prepared = self._prepare(x, y)
+        kwargs.setdefault("shuffle", prepared is not x)  # a stream is shuffled by who made it
         with _data_errors():
-            return super().fit(self._prepare(x, y), validation_data=validation_data, **kwargs)
+            return super().fit(prepared, validation_data=validation_data, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
         """Keras's `evaluate`, on the same kinds of data as `fit`."""
