@@ -83,7 +83,7 @@ def replace_file(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OSError(error.errno, f"{path} could not be written ({reason}); an older file there was left as it was") from error
+        raise OSError(error.errno, f"{path} could not be written ({reason}); what was there before is as it was") from error
     finally:
         with suppress(OSError):  # where the parent is no folder, there is nothing to remove
             temporary.unlink(missing_ok=True)

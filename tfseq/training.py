@@ -95,7 +95,7 @@ class _Keeper(keras.callbacks.Callback):
         self.patience, self.max_seconds, self.state, self.echo = patience, max_seconds, state, echo
         self.best_weights: list[np.ndarray] | None = None
         self.stopped = "all epochs done"
-        self.checkpointed = self.started = time.monotonic()
+        self.started, self.checkpointed = time.monotonic(), -math.inf  # the first epoch is saved
         self.before = state["seconds"]
 
     @property
@@ -146,7 +146,7 @@ class _Keeper(keras.callbacks.Callback):
         if self.folder is None:
             return
         # one file, so that weights and state always belong together
-        with replace_file(self.folder / "checkpoints" / "last.keras") as path:
+        with replace_file(file_of_checkpoint(self.folder)) as path:
             self.model.save(path)
             with zipfile.ZipFile(path, "a") as archive:
                 archive.writestr(_STATE, json.dumps(self.state))
@@ -262,7 +262,7 @@ def train(
             model.fit(batches, steps_per_epoch=steps, epochs=epochs, initial_epoch=state["epoch"], callbacks=callbacks, verbose=0)
         except KeyboardInterrupt:
             if folder is not None:
-                print(f"Interrupted. {_what_is_saved(folder)} Go on with --resume.", file=sys.stderr)
+                print(f"Interrupted. {_what_is_saved(folder)}", file=sys.stderr)
             raise
     if not state["history"]:
         raise ValueError(f"Training stopped before the end of the first epoch: {keeper.stopped}.")
@@ -295,17 +295,26 @@ def make_optimizer(
     return KernelDecayAdam(rate, weight_decay=weight_decay, **shared)
 
 
+def file_of_checkpoint(folder: Path) -> Path:
+    """Where a run folder keeps its last checkpoint."""
+    return folder / "checkpoints" / "last.keras"
+
+
 def _last_checkpoint(folder: Path) -> tuple[SequenceModel, dict[str, Any]]:
     """The model and the state of the last checkpoint of a run folder."""
-    file = folder / "checkpoints" / "last.keras"
+    file = file_of_checkpoint(folder)
     model = load(file)
     with zipfile.ZipFile(file) as archive:
+        if _STATE not in archive.namelist():
+            raise ValueError(f"{file} is a model and no checkpoint (it has no {_STATE}); it cannot be resumed.")
         return model, json.loads(archive.read(_STATE))
 
 
 def _what_is_saved(folder: Path) -> str:
-    saved = [str(f) for f in (folder / "model.keras", folder / "checkpoints" / "last.keras") if f.exists()]
-    return f"Saved: {', '.join(saved)}." if saved else "Nothing was saved yet."
+    saved = [str(f) for f in (folder / "model.keras", file_of_checkpoint(folder)) if f.exists()]
+    if not saved:
+        return "Nothing was saved yet."
+    return f"Saved: {', '.join(saved)}.{' Go on with --resume.' if file_of_checkpoint(folder).exists() else ''}"
 
 
 def versions() -> dict[str, str]:

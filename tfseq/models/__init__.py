@@ -30,6 +30,9 @@ class Models(Mapping[str, type["SequenceModel"]]):
         module, _, attribute = self.entries[name].target.partition(":")
         return getattr(importlib.import_module(module), attribute)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
 
