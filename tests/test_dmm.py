@@ -1,0 +1,269 @@
+"""The deep Markov model against exact Gaussian results, Kalman likelihoods and a NumPy twin in loops."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+
+from tests import reference
+from tfseq.models.dmm import DeepMarkovModel, gaussian_kl
+from tfseq.ops import random
+from tfseq.ops.masking import pad
+
+LINEAR = reference.LinearGaussian(  # the two latents do not mix, so the exact posterior of a step is diagonal
+    transition=np.diag([0.8, -0.5]),
+    bias=np.array([0.3, 0.0]),
+    noise=np.array([0.6, 0.9]),
+    emission=np.array([[1.5, 0.0], [0.0, -1.0]]),
+    offset=np.array([0.2, -0.4]),
+    emission_noise=np.array([0.7, 0.5]),
+)
+LENGTHS = [5, 2, 1]
+
+
+def linear_model(**kwargs: Any) -> DeepMarkovModel:
+    """A `DeepMarkovModel` with the transition and the emission of `LINEAR`."""
+    settings = {"head": "normal", "transition": "linear", "emission_layers": 0, "learned_start": False, "rnn_units": 4}
+    model = DeepMarkovModel(observation_dim=2, latent_dim=2, **{**settings, **kwargs})
+    floor = reference.MIN_STDDEV
+    model.transition.linear.kernel.assign(LINEAR.transition.T)
+    model.transition.linear.bias.assign(LINEAR.bias)
+    model.transition.raw_scale.assign(reference.softplus_inverse(LINEAR.noise - floor))
+    model.head.kernel.assign(np.concatenate([LINEAR.emission.T, np.zeros((2, 2))], 1))
+    model.head.bias.assign(np.concatenate([LINEAR.offset, reference.softplus_inverse(LINEAR.emission_noise - floor)]))
+    return model
+
+
+class ExactGuide:
+    """q(z_t | z_{t-1}, x_{t:T}) of `LINEAR` in the place of a `StructuredGuide`; each row's own length counts."""
+
+    is_structured, units = True, 6
+
+    def __init__(self) -> None:
+        # W z_{t-1} only carries z_{t-1} into `combine`
+        self.from_latent = type("Identity", (), {"kernel": tf.eye(2)})
+
+    def encode(self, inputs: tf.Tensor, mask: tf.Tensor, seed: tf.Tensor, training: bool) -> tuple[tf.Tensor]:
+        def exact(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+            out = np.ones((*mask.shape, 6), np.float32)
+            for row, length in enumerate(mask.sum(0)):
+                if length:
+                    out[:length, row] = np.concatenate(LINEAR.guide(x[:length, row].astype(float)), -1)
+            return out
+
+        context = tf.numpy_function(exact, [inputs, mask], tf.float32)
+        return (tf.ensure_shape(context, [None, None, 6]),)
+
+    def combine(self, context: tuple[tf.Tensor], from_latent: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        slope, offset, stddev = tf.split(context[0], 3, -1)
+        return slope * from_latent + offset, stddev + tf.zeros_like(from_latent)
+
+
+def kalman_log_prob(x: np.ndarray) -> float:
+    """TFP's Kalman filter for `LINEAR`, the latent moved by its bias."""
+    model = tfd.LinearGaussianStateSpaceModel(
+        num_timesteps=len(x),
+        transition_matrix=tf.constant(LINEAR.transition),
+        transition_noise=tfd.MultivariateNormalDiag(LINEAR.bias, LINEAR.noise),
+        observation_matrix=tf.constant(LINEAR.emission),
+        observation_noise=tfd.MultivariateNormalDiag(LINEAR.offset, LINEAR.emission_noise),
+        initial_state_prior=tfd.MultivariateNormalDiag(tf.zeros([2], tf.float64), tf.ones([2], tf.float64)),
+    )
+    return float(model.log_prob(tf.constant(x)))
+
+
+@pytest.fixture(scope="module")
+def sequences() -> list[np.ndarray]:
+    """Three sequences of 5, 2 and 1 steps."""
+    rng = np.random.default_rng(1)
+    return [rng.normal(size=(n, 2)).astype(np.float32) for n in LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def kalman(sequences: list[np.ndarray]) -> np.ndarray:
+    """log p of each sequence, by TFP's Kalman filter; the joint Gaussian says the same."""
+    found = [kalman_log_prob(x.astype(float)) for x in sequences]
+    np.testing.assert_allclose(found, [LINEAR.log_prob(x.astype(float)) for x in sequences], rtol=1e-8)
+    return np.array(found)
+
+
+@pytest.fixture(scope="module")
+def exact_model() -> DeepMarkovModel:
+    """The linear model with its exact posterior as guide."""
+    model = linear_model()
+    object.__setattr__(model, "guide", ExactGuide())
+    return model
+
+
+def test_with_the_exact_posterior_every_sample_gives_the_kalman_likelihood(
+    exact_model: DeepMarkovModel, sequences: list[np.ndarray], kalman: np.ndarray
+) -> None:
+    for num_samples in (1, 7):
+        elbo, importance = exact_model.bounds(sequences, num_samples)
+        # every weight is p(x): the only gap is float32's, a few 1e-7 of terms of size 10
+        np.testing.assert_allclose(elbo, kalman, rtol=2e-5)
+        np.testing.assert_allclose(importance, kalman, rtol=2e-5)
+
+
+def test_forecasts_have_the_exact_predictive_moments(exact_model: DeepMarkovModel, sequences: list[np.ndarray]) -> None:
+    num_samples = 4000
+    drawn = exact_model.forecast(sequences, num_steps=2, num_samples=num_samples, seed=[3, 4]).numpy()
+    for row, x in enumerate(sequences):
+        mean, cov = LINEAR.posterior(x.astype(float), num_future=2)
+        place = slice(len(mean) - 4, len(mean))
+        mean, variance = mean[place].reshape(2, 2), np.diag(cov)[place].reshape(2, 2)
+        error = np.sqrt(variance / num_samples)
+        assert (np.abs(drawn[row].mean(0) - mean) < 4.5 * error).all()  # 4.5 standard errors, 12 comparisons
+        np.testing.assert_allclose(drawn[row].var(0), variance, rtol=4.5 * np.sqrt(2 / num_samples))
+
+
+def test_new_sequences_have_the_exact_marginal_moments(exact_model: DeepMarkovModel) -> None:
+    drawn = exact_model.sample(4000, 3, seed=[5, 6]).numpy()
+    mean, cov = LINEAR.joint(3)
+    mean, variance = mean[6:].reshape(3, 2), np.diag(cov)[6:].reshape(3, 2)
+    assert (np.abs(drawn.mean(0) - mean) < 4.5 * np.sqrt(variance / 4000)).all()
+    np.testing.assert_allclose(drawn.var(0), variance, rtol=4.5 * np.sqrt(2 / 4000))
+
+
+def test_the_particle_filter_finds_the_kalman_likelihood(
+    exact_model: DeepMarkovModel, sequences: list[np.ndarray], kalman: np.ndarray
+) -> None:
+    state, total, weights = exact_model.init_state(1, num_particles=4000), 0.0, []
+    for x in sequences[0]:
+        state = exact_model.filter_step(x[None], state, seed=[7, 8])
+        total += float(state.pop("log_prob")[0])
+        weights.append(state["log_weights"].numpy()[0])
+    assert total == pytest.approx(kalman[0], abs=0.15)  # five standard deviations of the estimate over seeds, about 0.03
+    assert np.exp(weights[-1]).sum() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_importance_sampling_rises_to_the_exact_likelihood(sequences: list[np.ndarray], kalman: np.ndarray) -> None:
+    keras.utils.set_random_seed(1)
+    model = linear_model()  # an untrained guide
+    elbo = np.mean([model.elbo(sequences, num_samples=200, seed=[s, 0]) for s in range(3)], 0)
+    few = np.mean([model.importance_log_prob(sequences, num_samples=10, seed=[s, 0]) for s in range(200)], 0)
+    many = model.importance_log_prob(sequences, num_samples=50_000).numpy()
+    assert (elbo < few).all()
+    assert (few < many).all()
+    np.testing.assert_allclose(many[1:], kalman[1:], atol=0.1)  # short rows: weights vary little, error about 0.02
+    assert many[0] == pytest.approx(kalman[0], abs=0.5)
+
+
+def test_the_closed_form_divergence_is_that_of_tfp(rng: np.random.Generator) -> None:
+    mean, prior_mean = rng.normal(size=(2, 5, 3))
+    stddev, prior_stddev = rng.uniform(0.3, 2.0, size=(2, 5, 3))
+    wanted = tfd.MultivariateNormalDiag(mean, stddev).kl_divergence(tfd.MultivariateNormalDiag(prior_mean, prior_stddev))
+    np.testing.assert_allclose(gaussian_kl(mean, stddev, prior_mean, prior_stddev), wanted, rtol=1e-10)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ST-R": {},
+    "ST-L variance": {"guide": "ST-L", "scale": "variance", "transition": "mlp"},
+    "ST-LR embedding": {"guide": "ST-LR", "embedding_dim": 3, "learned_start": False},
+    "MF-LR": {"guide": "MF-LR", "learned_start": False},
+    "everything": {"augment": True, "missing": True, "control_dim": 2, "num_flows": 2, "flow_dim": 5},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_terms_are_those_of_a_loop_in_numpy(name: str, rng: np.random.Generator) -> None:
+    settings = {"latent_dim": 2, "transition_dim": 4, "emission_dim": 4, "rnn_units": 5, "mean": [0.2, 0.5, 0.7]}
+    model = DeepMarkovModel(observation_dim=3, **{**settings, **VARIANTS[name]})
+    for weight in model.trainable_weights:
+        weight.assign(weight.numpy() + rng.normal(0.0, 0.3, weight.shape))
+    twin, lengths = reference.DeepMarkov(model), [4, 1]
+    xs = [(rng.random((n, 3)) < 0.5).astype(np.float32) for n in lengths]
+    seeds = np.array([[1, 2], [3, 4]], np.int32)
+    data: dict[str, Any] = {"x": xs, "seed": seeds}
+    observed = [rng.random((n, 3)) < 0.6 for n in lengths] if model.missing else [None, None]
+    controls = [rng.normal(size=(n, 2)).astype(np.float32) for n in lengths] if model.control_dim else [None, None]
+    data |= {"observed": observed} if model.missing else {}
+    data |= {"u": controls} if model.control_dim else {}
+    batch = model.complete(model.as_batch(data))
+    inputs = model._inputs(batch)
+    latents = model._infer(inputs, model._context(inputs))
+    noise = random.normal(seeds, tf.range(4), 2, 0).numpy()
+    for analytic, which in ((True, 1), (False, 2)):
+        if analytic and model.flows:
+            continue
+        log_lik, kl = model._terms(inputs, latents, analytic)
+        for row, n in enumerate(lengths):
+            wanted = twin.terms(xs[row].astype(float), noise[:n, row].astype(float), observed[row], controls[row])
+            np.testing.assert_allclose(log_lik[:n, row], wanted[0], rtol=2e-4, atol=2e-5)  # float32 through four steps
+            np.testing.assert_allclose(kl[:n, row], wanted[which], rtol=2e-4, atol=2e-5)
+
+
+def test_a_nan_that_is_not_observed_is_harmless_and_marginalised(rng: np.random.Generator) -> None:
+    model = linear_model(missing=True)
+    x = rng.normal(size=(2, 4, 2)).astype(np.float32)
+    observed = rng.random((2, 4, 2)) < 0.6
+    found = []
+    for hidden in (np.nan, 1e30, 0.0):
+        batch = model.complete(model.as_batch({"x": np.where(observed, x, hidden).astype(np.float32), "observed": observed}))
+        with tf.GradientTape() as tape:
+            terms = model.terms(batch)
+            loss = tf.reduce_sum(terms.kl - terms.log_lik)
+        found.append([terms.log_lik, *tape.gradient(loss, model.trainable_weights)])
+    for a, b, c in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+        assert np.isfinite(a).all()
+    nothing = model.complete(model.as_batch({"x": x, "observed": np.zeros_like(observed)}))
+    assert not model.terms(nothing).log_lik.numpy().any()
+    filled = model.impute(x, None, observed, num_samples=3).numpy()
+    np.testing.assert_array_equal(np.where(observed[:, None], filled, 0.0), np.where(observed, x, 0.0)[:, None].repeat(3, 1))
+    assert (filled[:, 0] != filled[:, 1])[~observed].all()
+
+
+@pytest.mark.parametrize(("argument", "value"), [
+    ("latent_dim", 0), ("rnn_units", 2.5), ("dropout", 1.0), ("guide", "ST-X"), ("transition", "gatd"), ("head", "gauss"),
+    ("scale", "std"), ("kl", "exact"), ("cell", "lstn"), ("num_flows", -1), ("mean", [0.1]),
+])  # fmt: skip
+def test_a_bad_argument_is_named(argument: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"`{argument}`") if argument != "rnn_units" else "rnn_units"):
+        DeepMarkovModel(observation_dim=3, **{argument: value})
+    with pytest.raises(ValueError, match="`kl` must be"):
+        DeepMarkovModel(observation_dim=3, kl="analytic", num_flows=1)
+
+
+@pytest.mark.parametrize("name", ["krishnan", "pyro"])
+def test_presets_are_hyperparameters(name: str) -> None:
+    small = {"latent_dim": 2, "rnn_units": 3, "transition_dim": 2, "emission_dim": 2}
+    settings = DeepMarkovModel.preset(name, **small)
+    model = DeepMarkovModel(observation_dim=2, **{**settings, "embedding_dim": min(settings["embedding_dim"], 3)})
+    assert model.analytic_kl == (name == "krishnan")
+    with pytest.raises(ValueError, match="Did you mean 'krishnan'"):
+        DeepMarkovModel.preset("krishna")
+
+
+X = np.zeros((2, 3, 4), np.float32)
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    ({"x": X[0]}, "`x` must have shape.*Add the batch axis"),
+    ({"x": X[..., :2]}, r"`x` must have shape \[B, T, 4\]"),
+    ({"x": X + 0.5}, "0 or 1 everywhere"),
+    ({"x": X.astype(str)}, "`x` must be float32"),
+    ({"x": X, "mask": np.ones((2, 3))}, "`mask` must be bool"),
+    ({"x": X, "mask": np.array([[True, False, True]] * 2)}, "right-padded"),
+    ({"x": X, "observed": np.ones((2, 3, 4))}, "`observed` must be bool"),
+    ({"x": X, "observed": np.ones((2, 2, 4), bool)}, "`observed` must be .* as `x`"),
+    ({"x": X, "u": X}, "received also .'u'."),
+    ({"x": []}, "`x` has no sequences"),
+    ({"mask": np.ones((2, 3), bool)}, "The batch has no `x`"),
+    ({"x": [X[0], X[1, :, :2]]}, "must agree in all axes but the first"),
+])  # fmt: skip
+def test_a_bad_batch_is_a_clear_error(data: dict[str, Any], message: str) -> None:
+    model = DeepMarkovModel(observation_dim=4, latent_dim=2, rnn_units=2, transition_dim=2, emission_dim=2)
+    with pytest.raises(ValueError, match=message):
+        model.as_batch(data)
+
+
+def test_padding_puts_zeros_on_the_right() -> None:
+    np.testing.assert_array_equal(pad([np.ones(2), np.zeros(0)], 3), [[1, 1, 0], [0, 0, 0]])
