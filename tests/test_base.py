@@ -1,0 +1,116 @@
+"""What the base class promises every model: exact metrics, seeds, streams, no retracing, a KL weight that is not reported."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfseq.data.batching import Sequences, epoch_batches, num_batches, stream
+from tfseq.models.dmm import DeepMarkovModel
+
+LENGTHS = [6, 1, 3, 2, 5]
+
+
+@pytest.fixture(scope="module")
+def data() -> Sequences:
+    """Five binary sequences of unequal lengths."""
+    rng = np.random.default_rng(0)
+    return Sequences([(rng.random((n, 3)) < 0.4).astype(np.float32) for n in LENGTHS])
+
+
+def tiny(seed: int = 0) -> DeepMarkovModel:
+    """A compiled tiny model."""
+    keras.utils.set_random_seed(seed)
+    model = DeepMarkovModel.tiny()
+    model.compile(keras.optimizers.SGD(0.1))
+    return model
+
+
+def test_nats_per_step_are_exact_over_unequal_batches_and_ignore_the_kl_weight(data: Sequences) -> None:
+    model = tiny()
+    model.kl_weight.assign(0.25)
+    found = model.evaluate(stream(data, 2), verbose=0, return_dict=True)
+    terms = model.terms(model.complete(model.as_batch(data)))
+    mask = terms.mask.numpy()
+    log_lik, kl = terms.log_lik.numpy()[mask].sum(), terms.kl.numpy()[mask].sum()
+    # the batches pad to other lengths, so float32 sums differ in their order
+    assert found["nats_per_step"] == pytest.approx((kl - log_lik) / sum(LENGTHS), rel=1e-5)
+    assert found["kl"] == pytest.approx(kl / sum(LENGTHS), rel=1e-5)
+    assert found["loss"] == pytest.approx((0.25 * kl - log_lik) / sum(LENGTHS), rel=1e-5)
+
+
+def test_the_gradient_is_that_of_the_loss_per_real_step(data: Sequences) -> None:
+    model, twin = tiny(), tiny()
+    batch = model.as_batch(data)
+    model.fit(tf.data.Dataset.from_tensors(batch), epochs=1, verbose=0)
+    with tf.GradientTape() as tape:
+        terms = twin.terms(twin.complete(batch, 0), training=True)  # the noise of step 0
+        loss = tf.reduce_sum(tf.where(terms.mask, terms.kl - terms.log_lik, 0.0)) / sum(LENGTHS)
+    for weight, before, gradient in zip(
+        model.trainable_weights, twin.trainable_weights, tape.gradient(loss, twin.trainable_weights), strict=True
+    ):
+        np.testing.assert_allclose(weight, before - 0.1 * gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_every_kind_of_data_is_the_same_batch(data: Sequences) -> None:
+    model = tiny()
+    wanted = model.predict(data.padded(), verbose=0)
+    for given in (list(data.x), data, stream(Sequences(data.x), 5).map(lambda b: b)):
+        got = model.predict(given, verbose=0)
+        np.testing.assert_allclose(np.sort(got), np.sort(wanted), rtol=1e-5)
+    x = np.stack([data.x[0], data.x[0]])
+    np.testing.assert_allclose(model.predict(x, verbose=0)[0], wanted[0], rtol=1e-5)
+
+
+def test_another_length_does_not_trace_another_graph(data: Sequences) -> None:
+    model = tiny()
+    traces = []
+    terms = model.terms
+
+    def counted(batch: dict, training: bool = False) -> object:
+        traces.append(1)
+        return terms(batch, training)
+
+    object.__setattr__(model, "terms", counted)
+    model.fit(stream(data, 1, seed=0), steps_per_epoch=5, epochs=2, verbose=0)
+    assert len(traces) == 1
+
+
+def test_set_random_seed_decides_everything(data: Sequences) -> None:
+    runs = []
+    for seed in (0, 0, 1):
+        model = tiny(seed)
+        model.fit(stream(data, 2, seed=0), steps_per_epoch=3, epochs=1, verbose=0)
+        runs.append(np.concatenate([w.ravel() for w in model.get_weights()[3:]]))
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert (runs[0] != runs[2]).any()
+
+
+def test_an_epoch_holds_every_row_once_and_is_a_function_of_seed_and_epoch() -> None:
+    lengths = np.random.default_rng(0).integers(0, 50, 101)
+    for epoch in range(3):
+        batches = epoch_batches(lengths, 8, seed=4, epoch=epoch)
+        assert sorted(np.concatenate(batches)) == list(range(101))
+        for a, b in zip(batches, epoch_batches(lengths, 8, seed=4, epoch=epoch), strict=True):
+            np.testing.assert_array_equal(a, b)
+        padded = sum(lengths[b].max() * len(b) for b in batches)
+        assert padded < 1.5 * lengths.sum()  # unsorted batches would pad to about twice the steps
+    first, second = (np.concatenate(epoch_batches(lengths, 8, seed=4, epoch=e)) for e in (0, 1))
+    assert (first != second).any()
+
+
+def test_a_stream_from_a_later_epoch_is_the_tail_of_the_whole(data: Sequences) -> None:
+    size = num_batches(data, 2)
+    whole = [b["row"].numpy().tolist() for b in stream(data, 2, seed=3).take(3 * size)]
+    assert [b["row"].numpy().tolist() for b in stream(data, 2, seed=3, first_epoch=1).take(2 * size)] == whole[size:]
+
+
+def test_bad_data_sets_are_errors(data: Sequences) -> None:
+    with pytest.raises(ValueError, match="no sequences"):
+        stream(Sequences([]), 2)
+    with pytest.raises(ValueError, match="`batch_size`"):
+        stream(data, 0)
+    with pytest.raises(ValueError, match="`observed` of sequence 1 has 2 steps"):
+        Sequences(data.x[:2], observed=[np.ones((6, 3), bool), np.ones((2, 3), bool)])
