@@ -102,6 +102,7 @@ def curves(
     figure = _figure(7.0, 4.2)
     axes = figure.subplots()
     names = list(dict.fromkeys(name.removeprefix("val_") for name in history))
+    top, bottom = -np.inf, np.inf
     for name, values in history.items():
         y = np.asarray(values, float)
         epochs = np.arange(1, len(y) + 1)
@@ -110,13 +111,19 @@ def curves(
         validation = name != base
         words = base.replace("_", " ")
         label = f"{words}, validation" if validation else f"{words}, training" if f"val_{base}" in history else words
-        axes.plot(epochs, y, "--" if validation else "-", color=colour, lw=1.8, label=label, marker="." if len(y) == 1 else "")
+        known = np.isfinite(y)  # a curve runs through the epochs that have a value: validation may be rarer than training
+        style = "--" if validation else "-"
+        axes.plot(epochs[known], y[known], style, color=colour, lw=1.8, label=label, marker="." if known.sum() == 1 else "")
+        top = max(top, y[known][known.sum() // 20 :].max(initial=-np.inf))
+        bottom = min(bottom, y[known].min(initial=np.inf))
         if validation and np.isfinite(y).any():
             best = int(np.nanargmin(np.where(np.isfinite(y), y, np.nan)))
             axes.plot(epochs[best], y[best], "o", color=colour, ms=5)
             axes.annotate(
                 f"{y[best]:.3f}", (epochs[best], y[best]), xytext=(0, 7), textcoords="offset points", ha="center", color=colour
             )
+    if np.isfinite(top) and top > bottom:  # the first twentieth of a run would flatten all that comes after it
+        axes.set_ylim(bottom - 0.05 * (top - bottom), top + 0.05 * (top - bottom))
     axes.set(xlabel="epoch", ylabel=ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color="#e3e5e8", lw=0.8)

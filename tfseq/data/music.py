@@ -400,4 +400,5 @@ def _progress(items: Sequence[Path], description: str) -> Iterable[Path]:
     from rich.console import Console
     from rich.progress import track
 
-    return track(items, description, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return track(items, description, console=console, transient=True, disable=not console.is_terminal)
