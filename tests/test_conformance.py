@@ -163,6 +163,21 @@ def test_mixed_precision_keeps_likelihoods_in_float32(name: str, policy_name: st
         keras.config.set_dtype_policy(before)
 
 
+@pytest.mark.parametrize("policy_name", ["mixed_bfloat16", "float64"])
+def test_a_model_has_its_own_dtype_policy_made_saved_and_loaded(name: str, policy_name: str, tmp_path: Path) -> None:
+    config = MODELS[name].tiny().get_config()
+    model = MODELS[name].from_config({**config, "dtype": policy_name})
+    assert keras.config.dtype_policy().name == "float32"  # the global policy is as it was
+    wanted = keras.dtype_policies.get(policy_name)
+    layers = [layer for layer in model._flatten_layers() if layer.weights]
+    assert {w.dtype for layer in layers for w in layer.trainable_weights} == {wanted.variable_dtype}
+    assert {layer.compute_dtype for layer in layers} <= {wanted.compute_dtype, wanted.variable_dtype}  # heads: variable_dtype
+    model.save(tmp_path / "model.keras")
+    again = tfseq.load(tmp_path / "model.keras")
+    np.testing.assert_array_equal(scores(again, examples(model)), scores(model, examples(model)))
+    assert scores(again, examples(model)).dtype == wanted.variable_dtype
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(name: str, tmp_path: Path) -> None:
     data = examples(MODELS[name].tiny())
     sequences = Sequences([x[:n] for x, n in zip(data["x"], LENGTHS, strict=True)], name="toy", split="train")

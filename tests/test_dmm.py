@@ -258,6 +258,7 @@ X = np.zeros((2, 3, 4), np.float32)
     ({"x": []}, "`x` has no sequences"),
     ({"mask": np.ones((2, 3), bool)}, "The batch has no `x`"),
     ({"x": [X[0], X[1, :, :2]]}, "must agree in all axes but the first"),
+    ({"x": [X[0], X[1, :2]], "observed": [X[0, :2] == 0, X[1] == 0]}, r"`observed` must be as long .* \[2, 3\] steps for \[3, 2\]"),
 ])  # fmt: skip
 def test_a_bad_batch_is_a_clear_error(data: dict[str, Any], message: str) -> None:
     model = DeepMarkovModel(observation_dim=4, latent_dim=2, rnn_units=2, transition_dim=2, emission_dim=2)

@@ -49,6 +49,11 @@ def test_uniform_and_normal_numbers_have_their_distributions() -> None:
             assert abs(np.corrcoef(a.ravel(), other.ravel())[0, 1]) < 4 / np.sqrt(a.size)  # four standard errors
 
 
+def test_the_extreme_words_give_neither_0_nor_1() -> None:
+    smallest, largest = random._unit(tf.constant([0, 0xFFFFFFFF], tf.uint32)).numpy()
+    assert (smallest, largest) == (np.float32(2.0**-24), np.float32(1.0 - 2.0**-24))
+
+
 def test_a_wrong_seed_shape_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"`seed` must have shape \[2\]"):
         random.row_seeds(tf.zeros([], tf.int32), tf.range(3))

@@ -18,11 +18,6 @@ MIN_STDDEV = 1e-4  # a density may not grow without bound on a repeated value
 _POISSON_MAX = 4096  # largest count that is drawn
 
 
-def stable_dtype() -> str:
-    """The dtype of log-probabilities: float32 under mixed precision, float64 where the weights are."""
-    return keras.config.dtype_policy().variable_dtype
-
-
 class Head(keras.layers.Layer):
     """Features `[..., F]` -> a distribution with one independent factor a feature, batch shape `[..., D]`.
 
@@ -35,7 +30,8 @@ class Head(keras.layers.Layer):
     is_symbol: ClassVar[bool] = False  # observations are symbols `[...]` int, not vectors `[..., D]`
 
     def __init__(self, event_dim: int, mean: Sequence[float] | None = None, **kwargs: Any) -> None:
-        super().__init__(**{"dtype": stable_dtype(), **kwargs})
+        # log-probabilities in the dtype of the weights: float32 under mixed precision, float64 where they are
+        super().__init__(**{"dtype": keras.config.dtype_policy().variable_dtype, **kwargs})
         checks.at_least(1, event_dim=event_dim)
         if mean is not None and len(mean) != event_dim:
             raise ValueError(f"`mean` must have one number for each of the {event_dim} features; received {len(mean)}.")
@@ -64,7 +60,7 @@ class Head(keras.layers.Layer):
 
     def encode(self, x: tf.Tensor) -> tf.Tensor:
         """Observation -> real vector `[..., D]` for a network to read."""
-        return tf.cast(x, keras.config.dtype_policy().compute_dtype)
+        return tf.cast(x, self.compute_dtype)
 
     def spec(self, *leading: int | None) -> tf.TensorSpec:
         """Shape and dtype of an observation with the given leading axes."""
@@ -188,7 +184,7 @@ class Categorical(Head):
         return np.log(np.maximum(mean, 1e-4))
 
     def encode(self, x: tf.Tensor) -> tf.Tensor:
-        return tf.one_hot(x, self.event_dim, dtype=keras.config.dtype_policy().compute_dtype)
+        return tf.one_hot(x, self.event_dim, dtype=self.compute_dtype)
 
     def sample(self, distribution: tfd.Distribution, uniform: tf.Tensor) -> tf.Tensor:
         below = tf.cumsum(distribution.probs_parameter(), axis=-1) <= tf.cast(uniform, distribution.logits.dtype)

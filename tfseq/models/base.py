@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
@@ -104,6 +105,22 @@ def _data_errors() -> Iterator[None]:
         raise
 
 
+def _under_its_dtype(constructor: Callable[..., None]) -> Callable[..., None]:
+    """`constructor` with its argument `dtype` as the global dtype policy while it runs."""
+
+    @functools.wraps(constructor)
+    def construct(model: SequenceModel, **kwargs: Any) -> None:
+        outer = keras.config.dtype_policy()
+        try:
+            if kwargs.get("dtype") is not None:
+                keras.config.set_dtype_policy(kwargs["dtype"])
+            constructor(model, **kwargs)
+        finally:
+            keras.config.set_dtype_policy(outer)
+
+    return construct
+
+
 class SequenceModel(keras.Model):
     """A `keras.Model` that states its objective (`terms`), what it serves (`endpoints`) and a small instance of itself (`tiny`).
 
@@ -112,6 +129,12 @@ class SequenceModel(keras.Model):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Named sets of hyper-parameters, for example those of a paper."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Layers made in a constructor take the model's `dtype`, given or saved, and not whatever is the global one by then."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = _under_its_dtype(cls.__init__)  # type: ignore[method-assign]
 
     def __new__(cls, *args: Any, **hyperparameters: Any) -> Self:
         if args:
@@ -243,8 +266,14 @@ class SequenceModel(keras.Model):
                     raise ValueError(
                         f"The sequences of `{name}` must agree in all axes but the first; received {sorted(shapes)}."
                     )
+                rows = np.array([len(v) for v in value], np.int32)
                 if name == "x":
-                    lengths = np.array([len(v) for v in value], np.int32)
+                    lengths = rows
+                elif lengths is not None and rows.tolist() != lengths.tolist():
+                    raise ValueError(
+                        f"The sequences of `{name}` must be as long as those of `x`; received {rows.tolist()} steps "
+                        f"for {lengths.tolist()}. Is one of them cut, or in another order?"
+                    )
                 value = pad(value)
             batch[name] = _checked(name, np.asarray(value), spec)
         if not batch["x"].shape[1]:  # no steps at all: one padded step, which contributes nothing

@@ -354,7 +354,7 @@ class DeepMarkovModel(SequenceModel):
 
     def _encode(self, x: tf.Tensor, observed: tf.Tensor | None) -> tf.Tensor:
         """What networks see of an observation: the encoded x, and which features were measured where some may be missing."""
-        encoded = self.head.encode(x)
+        encoded = tf.cast(self.head.encode(x), self.compute_dtype)
         if not self.missing:
             return encoded
         seen = tf.ones_like(x, tf.bool) if observed is None else observed
@@ -590,7 +590,7 @@ class DeepMarkovModel(SequenceModel):
     def _bounds(self, batch: Batch, num_samples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         inputs = self._inputs(batch)
         encoded = self._context(inputs)
-        like = tf.zeros(tf.shape(batch["mask"])[:1], heads.stable_dtype())
+        like = tf.zeros(tf.shape(batch["mask"])[:1], self.head.compute_dtype)
         widest = self.guide.units + 2 * self.transition.hidden_dim
 
         def log_weights(numbers: tf.Tensor) -> tf.Tensor:

@@ -64,9 +64,9 @@ def bits(seed: tf.Tensor, times: tf.Tensor, num: int, salt: int) -> tuple[tf.Ten
 
 
 def _unit(words: tf.Tensor) -> tf.Tensor:
-    """Words -> floats in (0, 1), ends excluded: the middle of one of 2^24 cells."""
-    mantissa = tf.cast(tf.bitwise.right_shift(words, tf.constant(8, tf.uint32)), tf.int32)
-    return tf.cast(mantissa, tf.float32) * 2.0**-24 + 2.0**-25
+    """Words -> floats in (0, 1), ends excluded: the middle of one of 2^23 cells; all of these are floats, so none rounds to 1."""
+    cell = tf.cast(tf.bitwise.right_shift(words, tf.constant(9, tf.uint32)), tf.int32)
+    return tf.cast(cell, tf.float32) * 2.0**-23 + 2.0**-24
 
 
 def uniform(seed: tf.Tensor, times: tf.Tensor, num: int, salt: int) -> tf.Tensor:
