@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfseq.ops.linear import project
 from tfseq.ops.masking import fill, reverse_by_length
-from tfseq.ops.scan import scan
+from tfseq.ops.scan import Multiply, scan
 
 Cell = Literal["rnn", "gru", "lstm"]
 
@@ -118,10 +118,12 @@ class Recurrent(keras.layers.Layer):
         initial = self.initial_state(tf.shape(x)[1]) if initial_state is None else initial_state
         x = self._by_time(fill(x, keep), lengths)
 
-        def step(state: tuple, product: tf.Tensor, projected: tf.Tensor) -> tuple:
-            return self._advance(state, product, projected), ()
+        kernel = tf.cast(self.recurrent_kernel, x.dtype)
 
-        states, _ = scan(step, initial, self.project(x), tf.cast(self.recurrent_kernel, x.dtype))
+        def step(state: tuple, projected: tf.Tensor, multiply: Multiply) -> tuple:
+            return self._advance(state, multiply(state[0], kernel), projected), ()
+
+        states, _ = scan(step, initial, self.project(x))
         # padding comes last in either direction, so it cannot reach a real step; the final state is that of the last real one
         final = tuple(
             tf.where(lengths[:, None] > 0, tf.gather(tf.transpose(s, [1, 0, 2]), tf.maximum(lengths - 1, 0), batch_dims=1), s0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import keras
@@ -26,8 +26,9 @@ from tfseq.layers.mlp import MLP
 from tfseq.layers.recurrent import Cell, Recurrent
 from tfseq.models.base import FROM_DATA, Batch, Endpoint, SequenceModel, Terms
 from tfseq.ops import bounds, particles, random
+from tfseq.ops.linear import project
 from tfseq.ops.masking import fill, lengths_to_mask, mask_to_lengths, masked_sum
-from tfseq.ops.scan import loop, scan
+from tfseq.ops.scan import Multiply, loop, scan
 
 Dense = keras.layers.Dense
 
@@ -159,18 +160,31 @@ class StructuredGuide(keras.layers.Layer):
             outputs.append(hidden)
         return (tf.add_n(outputs),) if self.is_structured else tuple(outputs)
 
-    def combine(self, context: tuple[tf.Tensor, ...], from_latent: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """(encoder outputs `[..., H]`, W z_{t-1} without bias `[..., H]`) -> mean and standard deviation of z_t `[..., Z]`."""
-        if self.is_structured:
-            latent = tf.tanh(from_latent + tf.cast(self.from_latent.bias, from_latent.dtype))
-            mean, raw = tf.split(self.moments[0]((latent + context[0]) / (1.0 + len(self.encoders))), 2, -1)
+    def combiner(self) -> Callable[[tuple[tf.Tensor, ...], tf.Tensor, Multiply], tuple[tf.Tensor, tf.Tensor]]:
+        """The function (encoder outputs `[..., H]`, z_{t-1} `[..., Z]`, multiply) -> mean and stddev of z_t `[..., Z]`.
+
+        The weights are cast here, once, and not at every step of a loop.
+        """
+        layers = [*([self.from_latent] if self.is_structured else []), *self.moments]
+        weights = [(tf.cast(a.kernel, self.compute_dtype), tf.cast(a.bias, self.compute_dtype)) for a in layers]
+
+        def structured(context: tuple[tf.Tensor, ...], z: tf.Tensor, multiply: Multiply) -> tuple[tf.Tensor, tf.Tensor]:
+            (kernel, bias), (moments_kernel, moments_bias) = weights
+            latent = tf.tanh(tf.nn.bias_add(multiply(z, kernel), bias))
+            hidden = (latent + context[0]) / (1.0 + len(self.encoders))
+            mean, raw = tf.split(tf.nn.bias_add(multiply(hidden, moments_kernel), moments_bias), 2, -1)
             return mean, to_stddev(raw, self.scale)
-        (left, raw_left), (right, raw_right) = (
-            tf.split(moments(h), 2, -1) for moments, h in zip(self.moments, context, strict=True)
-        )
-        precise_left, precise_right = (to_stddev(raw, self.scale) ** -2 for raw in (raw_left, raw_right))
-        precision = precise_left + precise_right
-        return (left * precise_left + right * precise_right) / precision, precision**-0.5
+
+        def mean_field(context: tuple[tf.Tensor, ...], _: tf.Tensor, multiply: Multiply) -> tuple[tf.Tensor, tf.Tensor]:
+            (left, raw_left), (right, raw_right) = (
+                tf.split(tf.nn.bias_add(multiply(h, kernel), bias), 2, -1)
+                for h, (kernel, bias) in zip(context, weights, strict=True)
+            )
+            precise_left, precise_right = (to_stddev(raw, self.scale) ** -2 for raw in (raw_left, raw_right))
+            precision = precise_left + precise_right
+            return (left * precise_left + right * precise_right) / precision, precision**-0.5
+
+        return structured if self.is_structured else mean_field
 
 
 _graph = functools.partial(tf.function, autograph=False, reduce_retracing=True)
@@ -409,26 +423,24 @@ class DeepMarkovModel(SequenceModel):
         noise = tf.reshape(random.normal(seed, tf.range(num_steps), self.latent_dim, _GUIDE), shape)
         noise = tf.cast(noise, context[0].dtype)
 
-        def sample(from_latent: tf.Tensor | None, context: tuple[tf.Tensor, ...], noise: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            mean, stddev = self.guide.combine(context, from_latent)
+        combine = self.guide.combiner()
+
+        def step(z: tf.Tensor, inputs: tuple, multiply: Multiply) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+            context, noise = inputs
+            mean, stddev = combine(context, z, multiply)
             z = mean + stddev * noise
             log_det = tf.zeros_like(z[..., 0])
             for flow in self.flows:
                 z, change = flow(z)
                 log_det += change
-            return z, mean, stddev, log_det
+            return z, (mean, stddev, log_det)
 
-        if not self.guide.is_structured:
-            z, mean, stddev, log_det = sample(None, context, noise)
-            return Latents(z, mean + 0.0 * noise, stddev + 0.0 * noise, noise, log_det)
-
-        def step(z: tf.Tensor, from_latent: tf.Tensor, inputs: tuple) -> tuple:
-            new, *outputs = sample(from_latent, *inputs)
-            return new, tuple(outputs)
-
-        start = tf.cast(self.guide_start, noise.dtype) if self.learned_start else tf.zeros([self.latent_dim], noise.dtype)
-        kernel = tf.cast(self.guide.from_latent.kernel, noise.dtype)
-        z, (mean, stddev, log_det) = scan(step, start + tf.zeros_like(noise[0]), (context, noise), kernel)
+        if self.guide.is_structured:
+            start = tf.cast(self.guide_start, noise.dtype) if self.learned_start else tf.zeros([self.latent_dim], noise.dtype)
+            z, (mean, stddev, log_det) = scan(step, start + tf.zeros_like(noise[0]), (context, noise))
+        else:
+            z, (mean, stddev, log_det) = step(noise, (context, noise), project)  # no step depends on another
+            mean, stddev = (tf.broadcast_to(a, tf.shape(noise)) for a in (mean, stddev))
         return Latents(z, mean, stddev, noise, log_det)
 
     def _terms(self, inputs: Mapping[str, tf.Tensor], latents: Latents, analytic: bool) -> tuple[tf.Tensor, tf.Tensor]:

@@ -2,7 +2,8 @@
 
 `tf.while_loop`'s own gradient adds a full-size weight gradient at every step and keeps a stack of every intermediate.
 Here the forward loop only finds the states. From the states found, one pass over all steps at once gives the values that
-carry gradients to weights and inputs; the backward loop carries the adjoint of the state alone.
+carry gradients to weights and inputs; the backward loop carries the adjoint of the state alone. Products with weights are
+kept from the forward loop: neither pass computes one twice.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import tensorflow as tf
 
 from tfseq.ops.linear import project
 
-Step = Callable[..., tuple[Any, Any]]
+Multiply = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+Step = Callable[[Any, Any, Multiply], tuple[Any, Any]]
 
 
 def _arrays(like: Any, num_steps: tf.Tensor) -> list[tf.TensorArray]:
@@ -47,56 +49,73 @@ def loop(advance: Callable[[Any, Any], tuple[Any, Any]], initial: Any, inputs: A
     return tf.nest.pack_sequence_as((initial, outputs), [a.stack() for a in history])
 
 
-def scan(step: Step, initial: Any, inputs: Any, kernel: tf.Tensor | None = None) -> tuple[Any, Any]:
-    """s_t, o_t = step(s_{t-1}, s_{t-1} K, u_t) for t = 1..T.
+@tf.custom_gradient
+def _known_product(x: tf.Tensor, kernel: tf.Tensor, transposed: tf.Tensor, product: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """`product`, which is x `[..., N]` times kernel `[N, M]` and was found before, with the gradient of that product.
+
+    `transposed`, the kernel's transpose, comes from outside the loops: made at every step it would cost as much as the product.
+    """
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+        rows, upstream_rows = (tf.reshape(a, [-1, size]) for a, size in zip((x, upstream), kernel.shape, strict=True))
+        return project(upstream, transposed), tf.matmul(rows, upstream_rows, transpose_a=True), None, None
+
+    return tf.identity(product), gradient
+
+
+def scan(step: Step, initial: Any, inputs: Any) -> tuple[Any, Any]:
+    """s_t, o_t = step(s_{t-1}, u_t, multiply) for t = 1..T.
 
     The gradient is exact: with g_t the gradient of the result with respect to s_t as the caller uses it,
     the adjoint is a_t = g_t + (d s_{t+1} / d s_t)' a_{t+1} + (d o_{t+1} / d s_t)' (gradient of o_{t+1}).
 
     Args:
-        step: function of (state, product, inputs) -> (state, outputs), each a tensor or a tuple of tensors. It is called
+        step: function of (state, inputs, multiply) -> (state, outputs), each a tensor or a tuple of tensors. It is called
             for one step with tensors `[B, ...]` and for all steps at once with `[T, B, ...]`, so it must act on the last
-            axis only. `product` is None without a `kernel`. Anything random must come in through `inputs`.
+            axis only. A product with a weight, x `[..., N]` times kernel `[N, M]`, belongs into `multiply(x, kernel)`, with
+            the kernel in the dtype of x. Anything random must come in through `inputs`.
         initial: state before the first step, tensors `[B, S]`.
         inputs: tensors `[T, B, ...]`, T >= 1, time first.
-        kernel: `[S, M]`, multiplied with the (first tensor of the) state. A wide product belongs here and not into `step`:
-            then neither pass computes it twice.
 
     Returns:
         (states `[T, B, S]`, outputs `[T, B, ...]`), in the structure that `step` returns.
     """
     initial_flat, inputs_flat = tf.nest.flatten(initial), tf.nest.flatten(inputs)
     num_states, num_steps = len(initial_flat), tf.shape(inputs_flat[0])[0]
-    kernel = None if kernel is None else tf.convert_to_tensor(kernel)
 
-    def call(state: list[tf.Tensor], product: list[tf.Tensor], ins: list[tf.Tensor]) -> tuple[list[tf.Tensor], Any]:
-        before, now = tf.nest.pack_sequence_as(initial, state), tf.nest.pack_sequence_as(inputs, ins)
-        new, outputs = step(before, product[0] if product else None, now)
+    def call(state: list[tf.Tensor], ins: list[tf.Tensor], multiply: Multiply) -> tuple[list[tf.Tensor], Any]:
+        new, outputs = step(tf.nest.pack_sequence_as(initial, state), tf.nest.pack_sequence_as(inputs, ins), multiply)
         return tf.nest.flatten(new), outputs
 
-    def product_of(state: list[tf.Tensor]) -> list[tf.Tensor]:
-        return [] if kernel is None else [project(state[0], kernel)]
+    def record(state: list[tf.Tensor], ins: list[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]:
+        """The next state, and the kernels and the products on the way to it."""
+        kernels: list[tf.Tensor] = []
+        products: list[tf.Tensor] = []
+
+        def multiply(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+            kernels.append(kernel)
+            products.append(project(x, kernel))
+            return products[-1]
+
+        return call(state, ins, multiply)[0], kernels, products
+
+    _, kernels, like = record(initial_flat, [u[0] for u in inputs_flat])  # tells which products there are
+    transposed = [tf.transpose(kernel) for kernel in kernels]
+
+    def recalled(products: list[tf.Tensor]) -> Multiply:
+        """A `multiply` that answers with the products found, in the order in which they are asked for."""
+        known = iter(zip(transposed, products, strict=True))
+        return lambda x, kernel: _known_product(x, kernel, *next(known))
 
     def advance(state: list[tf.Tensor], ins: list[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        product = product_of(state)
-        return call(state, product, ins)[0], product
+        new, _, products = record(state, ins)
+        return new, products
 
-    found = loop(advance, initial_flat, inputs_flat, product_of(initial_flat))
+    found = loop(advance, initial_flat, inputs_flat, like)
     states, products = (tf.nest.map_structure(tf.stop_gradient, a) for a in found)
 
     previous = [tf.stop_gradient(tf.concat([s0[None], s[:-1]], 0)) for s, s0 in zip(states, initial_flat, strict=True)]
-
-    @tf.custom_gradient
-    def known_product(weights: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-        """The products found by the loop, with the gradient of `previous @ weights`."""
-
-        def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            rows = tf.reshape(previous[0], [-1, weights.shape[0]])
-            return tf.matmul(rows, tf.reshape(upstream, [-1, weights.shape[1]]), transpose_a=True)
-
-        return tf.identity(products[0]), gradient
-
-    new, outputs = call(previous, [] if kernel is None else [known_product(kernel)], inputs_flat)
+    new, outputs = call(previous, inputs_flat, recalled(products))
     outputs_flat = tf.nest.flatten(outputs)
 
     @tf.custom_gradient
@@ -108,20 +127,14 @@ def scan(step: Step, initial: Any, inputs: Any, kernel: tf.Tensor | None = None)
 
             def backward(t: tf.Tensor, carried: list[tf.Tensor], adjoints: list[tf.TensorArray]) -> tuple:
                 adjoint = [g[t] + c for g, c in zip(from_states, carried, strict=True)]
-                state, product = [p[t] for p in previous], [p[t] for p in products]
+                state, ins = [p[t] for p in previous], [u[t] for u in inputs_flat]
                 with tf.GradientTape() as tape:
-                    tape.watch([*state, *product])
-                    after, out = call(state, product, [u[t] for u in inputs_flat])
+                    tape.watch(state)
+                    after, out = call(state, ins, recalled([p[t] for p in products]))
                     after = [*after, *tf.nest.flatten(out)]
-                target = tape.gradient(
-                    after, [*state, *product], [*adjoint, *(g[t] for g in from_outputs)], unconnected_gradients="zero"
-                )
-                carried = target[:num_states]
-                if product:
-                    carried[0] = carried[0] + project(target[-1], transposed)
+                carried = tape.gradient(after, state, [*adjoint, *(g[t] for g in from_outputs)], unconnected_gradients="zero")
                 return t - 1, carried, [a.write(t, x) for a, x in zip(adjoints, adjoint, strict=True)]
 
-            transposed = None if kernel is None else tf.transpose(kernel)  # once, not at every step
             zeros = [tf.zeros_like(s) for s in initial_flat]
             start = (num_steps - 1, zeros, _arrays(initial_flat, num_steps))
             _, carried, adjoints = tf.while_loop(lambda t, *_: t >= 0, backward, start)
