@@ -93,9 +93,10 @@ class LinearGaussian:
 
     def log_prob(self, x: Array, observed: Array | None = None) -> float:
         """log p of the observed entries of x `[T, D]`."""
-        if len(x) == 0:
+        places = self.places(x, observed)
+        if not places:
             return 0.0
-        (mean, cov), places = self.joint(len(x)), self.places(x, observed)
+        mean, cov = self.joint(len(x))
         values = x.reshape(-1)[np.array(places) - len(x) * self.sizes[0]]
         return float(stats.multivariate_normal(mean[places], cov[np.ix_(places, places)]).logpdf(values))
 
@@ -107,7 +108,7 @@ class LinearGaussian:
         )
         (mean, cov), places = self.joint(len(padded)), self.places(padded, keep)
         offset, gain, cov = condition(mean, cov, range(len(mean)), places)
-        return offset + gain @ padded.reshape(-1)[np.array(places) - len(padded) * self.sizes[0]], cov
+        return offset + gain @ padded.reshape(-1)[np.array(places, int) - len(padded) * self.sizes[0]], cov
 
     def guide(self, x: Array, observed: Array | None = None) -> tuple[Array, Array, Array]:
         """q(z_t | z_{t-1}, x_{t:T}) = N(slope z_{t-1} + offset, diag stddev^2), each `[T, Z]`; the latents must not mix."""

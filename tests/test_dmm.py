@@ -42,16 +42,17 @@ def linear_model(**kwargs: Any) -> DeepMarkovModel:
 
 
 class ExactGuide:
-    """q(z_t | z_{t-1}, x_{t:T}) of `LINEAR` in the place of a `StructuredGuide`; each row's own length counts."""
+    """q(z_t | z_{t-1}, observed x_{t:T}) of `LINEAR` in the place of a `StructuredGuide`; each row's own length counts."""
 
     is_structured, units = True, 6
 
     def encode(self, inputs: tf.Tensor, mask: tf.Tensor, seed: tf.Tensor, training: bool) -> tuple[tf.Tensor]:
-        def exact(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        def exact(inputs: np.ndarray, mask: np.ndarray) -> np.ndarray:
             out = np.ones((*mask.shape, 6), np.float32)
             for row, length in enumerate(mask.sum(0)):
                 if length:
-                    out[:length, row] = np.concatenate(LINEAR.guide(x[:length, row].astype(float)), -1)
+                    x, seen = np.split(inputs[:length, row].astype(float), [2], -1)
+                    out[:length, row] = np.concatenate(LINEAR.guide(x, seen > 0.5 if seen.size else None), -1)
             return out
 
         context = tf.numpy_function(exact, [inputs, mask], tf.float32)
@@ -93,12 +94,24 @@ def kalman(sequences: list[np.ndarray]) -> np.ndarray:
     return np.array(found)
 
 
-@pytest.fixture(scope="module")
-def exact_model() -> DeepMarkovModel:
+def with_exact_guide(**kwargs: Any) -> DeepMarkovModel:
     """The linear model with its exact posterior as guide."""
-    model = linear_model()
+    model = linear_model(**kwargs)
     object.__setattr__(model, "guide", ExactGuide())
     return model
+
+
+@pytest.fixture(scope="module")
+def exact_model() -> DeepMarkovModel:
+    """The linear model with its exact posterior as guide, all features observed."""
+    return with_exact_guide()
+
+
+def assert_moments(drawn: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> None:
+    """Samples `[S, ...]` have these moments, within 4.5 standard errors: one false alarm in 10^5 comparisons."""
+    drawn, num = drawn.astype(float), len(drawn)  # float32 sums of thousands would cost digits
+    assert (np.abs(drawn.mean(0) - mean) < 4.5 * np.sqrt(variance / num) + 1e-6).all()
+    np.testing.assert_allclose(drawn.var(0), variance, rtol=4.5 * np.sqrt(2 / num), atol=1e-6)
 
 
 def test_with_the_exact_posterior_every_sample_gives_the_kalman_likelihood(
@@ -112,23 +125,74 @@ def test_with_the_exact_posterior_every_sample_gives_the_kalman_likelihood(
 
 
 def test_forecasts_have_the_exact_predictive_moments(exact_model: DeepMarkovModel, sequences: list[np.ndarray]) -> None:
-    num_samples = 4000
-    drawn = exact_model.forecast(sequences, num_steps=2, num_samples=num_samples, seed=[3, 4]).numpy()
+    drawn = exact_model.forecast(sequences, num_steps=2, num_samples=4000, seed=[3, 4]).numpy()
     for row, x in enumerate(sequences):
         mean, cov = LINEAR.posterior(x.astype(float), num_future=2)
-        place = slice(len(mean) - 4, len(mean))
-        mean, variance = mean[place].reshape(2, 2), np.diag(cov)[place].reshape(2, 2)
-        error = np.sqrt(variance / num_samples)
-        assert (np.abs(drawn[row].mean(0) - mean) < 4.5 * error).all()  # 4.5 standard errors, 12 comparisons
-        np.testing.assert_allclose(drawn[row].var(0), variance, rtol=4.5 * np.sqrt(2 / num_samples))
+        assert_moments(drawn[row], mean[-4:].reshape(2, 2), np.diag(cov)[-4:].reshape(2, 2))
 
 
 def test_new_sequences_have_the_exact_marginal_moments(exact_model: DeepMarkovModel) -> None:
-    drawn = exact_model.sample(4000, 3, seed=[5, 6]).numpy()
     mean, cov = LINEAR.joint(3)
-    mean, variance = mean[6:].reshape(3, 2), np.diag(cov)[6:].reshape(3, 2)
-    assert (np.abs(drawn.mean(0) - mean) < 4.5 * np.sqrt(variance / 4000)).all()
-    np.testing.assert_allclose(drawn.var(0), variance, rtol=4.5 * np.sqrt(2 / 4000))
+    assert_moments(exact_model.sample(4000, 3, seed=[5, 6]).numpy(), mean[6:].reshape(3, 2), np.diag(cov)[6:].reshape(3, 2))
+
+
+def test_the_posterior_is_the_exact_smoother(exact_model: DeepMarkovModel, sequences: list[np.ndarray]) -> None:
+    num_samples = 4000
+    mean, stddev, paths = (a.numpy() for a in exact_model.posterior(sequences, num_samples=num_samples, seed=[1, 2]))
+    for row, x in enumerate(sequences):
+        n = len(x)
+        exact, cov = LINEAR.posterior(x.astype(float))
+        latents = slice(0, 2 * n)
+        exact_mean, exact_cov = exact[latents].reshape(n, 2), cov[latents, latents]
+        variance = np.diag(exact_cov).reshape(n, 2)
+        assert_moments(paths[row, :, :n], exact_mean, variance)
+        # the moments over the paths' Gaussians vary less than those of the paths
+        assert (np.abs(mean[row, :n] - exact_mean) < 4.5 * np.sqrt(variance / num_samples)).all()
+        np.testing.assert_allclose(stddev[row, :n] ** 2, variance, rtol=4.5 * np.sqrt(2 / num_samples))
+        # steps belong together: covariances over time, error of a product of two unit normals
+        found, scale = np.cov(paths[row, :, :n].reshape(num_samples, -1).T), np.sqrt(np.diag(exact_cov))
+        np.testing.assert_array_less(np.abs(found - exact_cov) / np.outer(scale, scale), 4.5 * np.sqrt(2 / num_samples))
+        assert not mean[row, n:].any() and not stddev[row, n:].any() and not paths[row, :, n:].any()
+
+
+def test_missing_features_are_marginalised_and_imputed_as_exact_gaussians(sequences: list[np.ndarray]) -> None:
+    model = with_exact_guide(missing=True)
+    rng = np.random.default_rng(3)
+    observed = [rng.random(x.shape) < 0.6 for x in sequences]
+    observed[1][1] = False  # a step of which nothing was seen
+    data = {
+        "x": [np.where(o, x, np.nan).astype(np.float32) for x, o in zip(sequences, observed, strict=True)],
+        "observed": observed,
+    }
+    exact = [LINEAR.log_prob(x.astype(float), o) for x, o in zip(sequences, observed, strict=True)]
+    for found in model.bounds(data, 5):
+        np.testing.assert_allclose(found, exact, rtol=2e-5, atol=2e-5)  # float32, as above
+    x = pad(data["x"])
+    mask = np.arange(x.shape[1]) < np.array(LENGTHS)[:, None]
+    drawn = model.impute(x, mask, pad(observed), num_samples=4000, seed=[4, 5]).numpy()
+    for row, (values, seen) in enumerate(zip(sequences, observed, strict=True)):
+        n = len(values)
+        mean, cov = LINEAR.posterior(values.astype(float), seen)
+        places = slice(2 * n, 4 * n)
+        wanted = np.where(seen, values, mean[places].reshape(n, 2))
+        assert_moments(drawn[row, :, :n], wanted, np.where(seen, 0.0, np.diag(cov)[places].reshape(n, 2)))
+        np.testing.assert_array_equal(drawn[row, :, :n][:, seen], np.tile(values[seen], (4000, 1)))
+
+
+def test_the_particle_filter_estimates_the_likelihood_without_bias(exact_model: DeepMarkovModel, kalman: np.ndarray) -> None:
+    # each row is an independent filter of only 16 particles, which resamples; the mean of the estimates is p(x) itself
+    x = np.random.default_rng(1).normal(size=(5, 2)).astype(np.float32)  # the first of `sequences`
+    num_rows, total, resampled = 4000, 0.0, 0
+    state = exact_model.init_state(num_rows, num_particles=16)
+    for step in x:
+        log_weights = state["log_weights"].numpy()
+        resampled += (1.0 / (np.exp(log_weights) ** 2).sum(1) < 8.0).sum()
+        state = exact_model.filter_step(np.tile(step, (num_rows, 1)), state, seed=[9, 9])
+        total = total + state.pop("log_prob").numpy().astype(float)
+    ratio = np.exp(total - kalman[0])
+    assert resampled > num_rows / 10
+    assert abs(ratio.mean() - 1.0) < 4.5 * ratio.std() / np.sqrt(num_rows)
+    assert ratio.std() / np.sqrt(num_rows) < 0.05  # else the test could not see a bias
 
 
 def test_the_particle_filter_finds_the_kalman_likelihood(
@@ -171,12 +235,33 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_terms_are_those_of_a_loop_in_numpy(name: str, rng: np.random.Generator) -> None:
+def perturbed(name: str, rng: np.random.Generator) -> DeepMarkovModel:
+    """A small model of a variant, every weight away from its start."""
     settings = {"latent_dim": 2, "transition_dim": 4, "emission_dim": 4, "rnn_units": 5, "mean": [0.2, 0.5, 0.7]}
     model = DeepMarkovModel(observation_dim=3, **{**settings, **VARIANTS[name]})
     for weight in model.trainable_weights:
         weight.assign(weight.numpy() + rng.normal(0.0, 0.3, weight.shape))
+    return model
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_new_sequences_are_those_of_a_loop_in_numpy(name: str, rng: np.random.Generator) -> None:
+    model, seeds, times = perturbed(name, rng), np.array([[1, 2], [3, 4], [5, 6]], np.int32), tf.range(4)
+    u = rng.normal(size=(3, 4, 2)).astype(np.float32) if model.control_dim else None
+    found = model.sample(3, 4, seed=seeds, u=u).numpy()
+    noise, uniform = (
+        random.normal(seeds, times, 2, 1).numpy(),
+        random.uniform(seeds, times, 3, 2).numpy(),
+    )  # salts of the prior, of x
+    twin = reference.DeepMarkov(model)
+    for row in range(3):
+        wanted = twin.sample(noise[:, row].astype(float), uniform[:, row], None if u is None else u[row])
+        np.testing.assert_array_equal(found[row], wanted)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_terms_are_those_of_a_loop_in_numpy(name: str, rng: np.random.Generator) -> None:
+    model = perturbed(name, rng)
     twin, lengths = reference.DeepMarkov(model), [4, 1]
     xs = [(rng.random((n, 3)) < 0.5).astype(np.float32) for n in lengths]
     seeds = np.array([[1, 2], [3, 4]], np.int32)
