@@ -72,8 +72,8 @@ def main() -> None:
     curves({n: [row.get(n, float("nan")) for row in run.history] for n in names}, folder / "curves.png", title=arguments.recipe)
     if len(run.history) < recipe["training"]["epochs"]:
         sys.exit(
-            f"Stopped after {len(run.history)} of {recipe['training']['epochs']} epochs; call again to go on. "
-            "Nothing was read from the test split."
+            f"Stopped after {len(run.history)} of {recipe['training']['epochs']} epochs ({run.stopped}). Nothing was read from "
+            "the test split. Call again to go on, with more --max-minutes where they were used up."
         )
 
     test = tfseq.load_dataset(recipe["data"], "test", data_dir=arguments.data_dir)

@@ -236,7 +236,7 @@ def test_a_run_is_not_overwritten(run, music, said):
     before = contents(run)
     code, _, err = said("train", "dmm", "--data", music, "--out", run)
     assert code == 1
-    assert "already holds a run" in err and "--resume" in err
+    assert "already holds model.keras" in err and "--resume" in err
     assert contents(run) == before
 
 

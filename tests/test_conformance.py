@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +22,61 @@ from tfseq.models.base import SequenceModel
 
 LENGTHS = np.array([6, 3, 0, 1])
 
+# Besides its `tiny()`, a model keeps the promises in these shapes, which together use all of its parts.
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "dmm": {
+        "everything": {
+            "augment": True, "missing": True, "control_dim": 2, "num_flows": 2, "flow_dim": 3, "guide": "ST-LR", "cell": "gru",
+            "embedding_dim": 3, "dropout": 0.3, "scale": "variance",
+        },
+        "counts": {"head": "poisson", "guide": "MF-LR", "cell": "lstm", "transition": "mlp"},
+        "reals": {"head": "normal", "guide": "ST-L", "transition": "linear", "learned_start": False, "missing": True},
+        "symbols": {"head": "categorical", "augment": True, "missing": True},
+    },
+}  # fmt: skip
+CASES = {name: (name, {}) for name in sorted(MODELS)}
+CASES |= {f"{name}-{key}": (name, value) for name, shapes in VARIANTS.items() for key, value in shapes.items()}
+
 
 def examples(model: SequenceModel, num_steps: int = 6, garbage: float = 0.0) -> dict[str, np.ndarray]:
-    """Four sequences of 6, 3, 0 and 1 steps that alternate, so that something can be learned; `garbage` in the padding."""
-    shape = [4, num_steps, *model.batch_spec()["x"].shape[2:]]
-    x = np.broadcast_to((np.arange(num_steps) % 2).reshape(1, -1, *[1] * (len(shape) - 2)), shape)
-    mask = np.arange(num_steps) < LENGTHS[:, None]
-    keep = mask.reshape(*mask.shape, *[1] * (len(shape) - 2))
-    x = np.where(keep, x, garbage).astype(model.batch_spec()["x"].dtype.as_numpy_dtype)
-    return {"x": x, "mask": mask, "row": np.arange(4, dtype=np.int32)}
+    """Four sequences of 6, 3, 0 and 1 steps that alternate, so that something can be learned.
+
+    `garbage` stands in the padding, and where a feature was not observed if the model takes missing features.
+    """
+    rng, specs = np.random.default_rng(0), model.batch_spec()
+    shape = [4, 9, *specs["x"].shape[2:]]  # drawn at its longest, so that another num_steps is a part of it
+    x = np.broadcast_to((np.arange(9) % 2).reshape(1, -1, *[1] * (len(shape) - 2)), shape)
+    mask = np.arange(9) < LENGTHS[:, None]
+    keep = np.broadcast_to(mask.reshape(*mask.shape, *[1] * (len(shape) - 2)), shape)
+    data = {"mask": mask}
+    if getattr(model, "missing", False):
+        data["observed"] = rng.random(shape) < 0.7
+        keep = keep & data["observed"]
+    data["x"] = np.where(keep, x, garbage).astype(specs["x"].dtype.as_numpy_dtype)
+    if "u" in specs:
+        u = rng.normal(size=[4, 9, *specs["u"].shape[2:]])
+        data["u"] = np.where(mask[..., None], u, garbage).astype(np.float32)
+    return {name: a[:, :num_steps] for name, a in data.items()} | {"row": np.arange(4, dtype=np.int32)}
 
 
-@pytest.fixture(scope="module", params=sorted(MODELS))
-def name(request: pytest.FixtureRequest) -> str:
-    """Every key of `MODELS`."""
-    return request.param
+def as_sequences(data: dict[str, np.ndarray]) -> Sequences:
+    """The same as a data set."""
+    rows = {name: [a[:n] for a, n in zip(data[name], LENGTHS, strict=True)] for name in ("x", "observed", "u") if name in data}
+    return Sequences(**rows, name="toy", split="train")
+
+
+@pytest.fixture(scope="module", params=CASES)
+def make(request: pytest.FixtureRequest) -> Callable[..., SequenceModel]:
+    """Makes a tiny model of every key of `MODELS`, and of every variant."""
+    name, overrides = CASES[request.param]
+    return lambda **more: MODELS[name].tiny(**{**overrides, **more})
 
 
 @pytest.fixture(scope="module")
-def trained(name: str) -> SequenceModel:
-    """A tiny model after a short `fit`, its history attached."""
+def trained(make: Callable[..., SequenceModel]) -> SequenceModel:
+    """A tiny model after a short `fit`, its bound before and after attached."""
     keras.utils.set_random_seed(0)
-    model = MODELS[name].tiny()
+    model = make()
     model.compile(keras.optimizers.Adam(0.02, global_clipnorm=5.0))
     data = examples(model)
     before = model.evaluate(data, verbose=0, return_dict=True)["nats_per_step"]
@@ -60,12 +94,14 @@ def scores(model: SequenceModel, data: dict[str, np.ndarray]) -> np.ndarray:
 
 def test_training_beats_the_constant_baseline(trained: SequenceModel) -> None:
     before, after = trained.bounds_before_and_after
-    x = examples(trained)
-    rows = x["x"][x["mask"]].reshape(-1, *x["x"].shape[2:])
-    p = rows.mean(0)
-    constant = float(np.sum(-(p * np.log(p) + (1 - p) * np.log(1 - p))))  # the best constant Bernoulli, nats per step
     assert after < before
-    assert after < constant
+    data = examples(trained)
+    if "head" in trained.get_config() and trained.get_config()["head"] != "bernoulli":
+        return  # the entropy below is that of binary features
+    seen = data["mask"][..., None] & data.get("observed", True)
+    share = np.where(seen, data["x"], 0.0).sum((0, 1)) / seen.sum((0, 1))
+    entropy = -(share * np.log(share) + (1.0 - share) * np.log1p(-share))  # of the best constant Bernoulli, nats a feature
+    assert after < float(np.sum(entropy * seen.sum((0, 1)))) / LENGTHS.sum()
 
 
 def test_a_keras_file_gives_the_same_model_back(trained: SequenceModel, tmp_path: Path) -> None:
@@ -102,71 +138,119 @@ def test_the_order_and_the_size_of_a_batch_change_nothing(trained: SequenceModel
     data = examples(trained)
     whole = scores(trained, data)
     order = np.array([3, 0, 2, 1])
-    np.testing.assert_allclose(scores(trained, {k: v[order] for k, v in data.items()}), whole[order], rtol=1e-5, atol=1e-6)
-    alone = [scores(trained, {k: v[i : i + 1] for k, v in data.items()})[0] for i in range(4)]
-    np.testing.assert_allclose(alone, whole, rtol=1e-5, atol=1e-6)
+    shuffled, rows = {k: v[order] for k, v in data.items()}, [{k: v[i : i + 1] for k, v in data.items()} for i in range(4)]
+    np.testing.assert_allclose(scores(trained, shuffled), whole[order], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose([scores(trained, row)[0] for row in rows], whole, rtol=1e-5, atol=1e-6)
+    wanted, by_row = _gradients(trained, data), [_gradients(trained, row) for row in rows]
+    for a, b, *parts in zip(wanted, _gradients(trained, shuffled), *by_row, strict=True):
+        scale = np.abs(parts).max()  # rows cancel: the rounding is that of the largest of them
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5 * scale)
+        np.testing.assert_allclose(np.sum(parts, 0), a, rtol=1e-5, atol=1e-5 * scale)
 
 
 def test_an_empty_sequence_scores_nothing(trained: SequenceModel) -> None:
     assert scores(trained, examples(trained))[2] == 0.0
-    x = examples(trained)["x"][:, :0]
-    np.testing.assert_array_equal(scores(trained, {"x": x}), np.zeros(4))
+    nothing = {name: a[:, :0] for name, a in examples(trained).items() if name != "row"}
+    np.testing.assert_array_equal(scores(trained, nothing), np.zeros(4))
+    stream = tf.data.Dataset.from_tensors({name: tf.constant(a) for name, a in nothing.items()})
+    assert trained.evaluate(stream, verbose=0, return_dict=True)["nats_per_step"] == 0.0
 
 
-def test_the_same_seed_gives_the_same_result(name: str) -> None:
-    model = MODELS[name].tiny()  # untrained: the trained one may have learned the pattern by heart
+def test_the_same_seed_gives_the_same_result(make: Callable[..., SequenceModel]) -> None:
+    model = make()  # untrained: the trained one may have learned the pattern by heart
     if not hasattr(model, "sample"):
         pytest.skip("the model does not sample")
-    a, b, c = (model.sample(3, 5, seed=seed).numpy() for seed in ([0, 1], [0, 1], [0, 2]))
-    np.testing.assert_array_equal(a, b)
-    assert (a != c).any()
-    assert np.array_equal(model.sample(3, 4, seed=[0, 1]).numpy(), a[:, :4])  # the number of steps does not matter
+    spec = model.batch_spec().get("u")
+    u = None if spec is None else np.random.default_rng(0).normal(size=(3, 5, spec.shape[2])).astype(np.float32)
+
+    def sample(num_steps: int, seed: list[int]) -> np.ndarray:
+        return model.sample(3, num_steps, seed=seed, **({} if u is None else {"u": u[:, :num_steps]})).numpy()
+
+    a = sample(5, [0, 1])
+    np.testing.assert_array_equal(sample(5, [0, 1]), a)
+    assert (sample(5, [0, 2]) != a).any()
+    np.testing.assert_array_equal(sample(4, [0, 1]), a[:, :4])  # the number of steps does not matter
 
 
 def test_nan_is_a_clear_error(trained: SequenceModel) -> None:
     data = examples(trained)
     if data["x"].dtype.kind != "f":
         pytest.skip("the observations are symbols")
-    data["x"][0, 1] = np.nan
+    place = tuple(np.argwhere(data.get("observed", np.ones(data["x"].shape, bool)))[0])
+    data["x"][place] = np.nan
     with pytest.raises(ValueError, match=r"`x` must be finite.*observed"):
         trained.fit(data, verbose=0)
     with pytest.raises(ValueError, match=r"`x` must be finite.*observed"):
-        trained.fit(tf.data.Dataset.from_tensors({k: tf.constant(v) for k, v in data.items()}), verbose=0)
+        trained.fit(as_stream(data), verbose=0)
+    if "u" in data:
+        data = examples(trained)
+        data["u"][0, 1] = np.inf
+        with pytest.raises(ValueError, match="`u` must be finite"):
+            trained.fit(as_stream(data), verbose=0)
 
 
-def test_two_replicas_make_the_step_of_one(name: str) -> None:
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    weights = []
+def as_stream(data: dict[str, np.ndarray]) -> tf.data.Dataset:
+    """One batch that nobody checks before the graph runs."""
+    return tf.data.Dataset.from_tensors({k: tf.constant(v) for k, v in data.items()})
+
+
+def test_values_out_of_range_are_a_clear_error(trained: SequenceModel) -> None:
+    data = examples(trained)
+    if trained.in_support(tf.constant(-1, trained.batch_spec()["x"].dtype)):
+        pytest.skip("the model takes every number")
+    place = tuple(np.argwhere(data.get("observed", np.ones(data["x"].shape, bool)))[0])
+    data["x"][place] = -1
+    with pytest.raises(ValueError, match="`x` must be .*received -1"):
+        trained.fit(data, verbose=0)
+    with pytest.raises(ValueError, match="`x` must lie in the range"):
+        trained.fit(as_stream(data), verbose=0)
+
+
+@pytest.fixture(scope="session")
+def strategy() -> tf.distribute.Strategy:
+    """Two replicas on virtual CPUs; a second strategy of a process would number its collectives as this one does."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+def test_two_replicas_make_the_step_of_one(
+    make: Callable[..., SequenceModel], clip_norm: float | None, strategy: tf.distribute.Strategy
+) -> None:
+    # SGD: Adam would hide a wrong scale, and so does a clip that is always active, which has its own case
+    weights, logs = [], []
     for scope in (tf.distribute.get_strategy().scope(), strategy.scope()):
         with scope:
             keras.utils.set_random_seed(0)
-            model = MODELS[name].tiny()
-            model.compile(keras.optimizers.SGD(0.1, global_clipnorm=0.05))  # Adam would hide a wrong scale; the clip is active
+            model = make()
+            model.compile(keras.optimizers.SGD(0.05, global_clipnorm=clip_norm))
         batch = model.as_batch(examples(model))
-        model.fit(tf.data.Dataset.from_tensors(batch), epochs=2, verbose=0)
+        history = model.fit(tf.data.Dataset.from_tensors(batch), epochs=2, verbose=0).history
         weights.append(model.get_weights())
+        logs.append(history)
     for a, b in zip(*weights, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert set(logs[0]) == set(logs[1])
+    for name, values in logs[0].items():
+        np.testing.assert_allclose(logs[1][name], values, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("policy_name", ["mixed_float16", "mixed_bfloat16"])
-def test_mixed_precision_keeps_likelihoods_in_float32(name: str, policy_name: str) -> None:
-    before = keras.config.dtype_policy()
-    try:
-        keras.config.set_dtype_policy(policy_name)
-        model = MODELS[name].tiny()
-        model.compile(keras.optimizers.Adam(1e-3))
-        history = model.fit(examples(model), epochs=1, verbose=0).history
-        assert model.terms(model.complete(model.as_batch(examples(model)))).log_lik.dtype == tf.float32
-        assert np.isfinite(history["nats_per_step"]).all()
-    finally:
-        keras.config.set_dtype_policy(before)
+def test_mixed_precision_keeps_likelihoods_in_float32(make: Callable[..., SequenceModel], policy_name: str) -> None:
+    model = make(dtype=policy_name)
+    model.compile(keras.optimizers.Adam(1e-3))
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (policy_name == "mixed_float16")
+    before = model.get_weights()
+    history = model.fit(examples(model), epochs=8, verbose=0).history  # the loss scale halves until float16 holds the gradient
+    assert any((a != b).any() for a, b in zip(before[3:], model.get_weights()[3:], strict=True))  # after step, seed, KL weight
+    assert model.terms(model.complete(model.as_batch(examples(model)))).log_lik.dtype == tf.float32
+    assert np.isfinite(history["nats_per_step"]).all()
 
 
 @pytest.mark.parametrize("policy_name", ["mixed_bfloat16", "float64"])
-def test_a_model_has_its_own_dtype_policy_made_saved_and_loaded(name: str, policy_name: str, tmp_path: Path) -> None:
-    config = MODELS[name].tiny().get_config()
-    model = MODELS[name].from_config({**config, "dtype": policy_name})
+def test_a_model_has_its_own_dtype_policy_made_saved_and_loaded(
+    make: Callable[..., SequenceModel], policy_name: str, tmp_path: Path
+) -> None:
+    model = make(dtype=policy_name)
     assert keras.config.dtype_policy().name == "float32"  # the global policy is as it was
     wanted = keras.dtype_policies.get(policy_name)
     layers = [layer for layer in model._flatten_layers() if layer.weights]
@@ -178,9 +262,8 @@ def test_a_model_has_its_own_dtype_policy_made_saved_and_loaded(name: str, polic
     assert scores(again, examples(model)).dtype == wanted.variable_dtype
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(name: str, tmp_path: Path) -> None:
-    data = examples(MODELS[name].tiny())
-    sequences = Sequences([x[:n] for x, n in zip(data["x"], LENGTHS, strict=True)], name="toy", split="train")
+def test_a_resumed_run_is_the_uninterrupted_one(make: Callable[..., SequenceModel], tmp_path: Path) -> None:
+    sequences = as_sequences(examples(make()))
     settings: dict[str, Any] = {
         "epochs": 3,
         "batch_size": 2,
@@ -192,7 +275,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, tmp_path: Path) -> No
     weights = []
     for folder, limits in (("whole", [float("inf")]), ("parts", [1e-9, 1e-9, float("inf")])):
         keras.utils.set_random_seed(0)
-        model = MODELS[name].tiny()
+        model = make()
         for i, limit in enumerate(limits):  # a limit of no time stops after one epoch
             run = tfseq.train(model, sequences, sequences, out=tmp_path / folder, max_minutes=limit, resume=i > 0, **settings)
         assert len(run.history) == 3
@@ -217,7 +300,7 @@ def test_the_saved_model_answers_in_a_process_without_tfseq(trained: SequenceMod
     folder = tfseq.export(trained, tmp_path / "served", num_samples=2, num_particles=8)
     function, specs = trained.endpoints(2, 8)["serving_default"]
     data = examples(trained)
-    given = {"x": data["x"], "lengths": LENGTHS.astype(np.int32), "seed": np.arange(8, dtype=np.int32).reshape(4, 2)}
+    given = {**data, "lengths": LENGTHS.astype(np.int32), "seed": np.arange(8, dtype=np.int32).reshape(4, 2)}
     given = {spec.name: given[spec.name] for spec in specs}
     np.savez(tmp_path / "in.npz", **given)
     command = [sys.executable, "-c", _SERVE, folder, tmp_path / "in.npz", tmp_path / "out.npz"]
@@ -229,13 +312,31 @@ def test_the_saved_model_answers_in_a_process_without_tfseq(trained: SequenceMod
             np.testing.assert_allclose(answer[key], value, rtol=1e-5, atol=1e-6)
     card = json.loads((folder / "card.json").read_text())
     assert set(card["signatures"]) == set(trained.endpoints())
-    # garbage after the lengths, and rows alone, in the served graph
-    served = tf.saved_model.load(str(folder)).signatures["serving_default"]
-    dirty = {**given, "x": examples(trained, garbage=7)["x"]}
-    for key, value in served(**{k: tf.constant(v) for k, v in dirty.items()}).items():
-        np.testing.assert_allclose(value, wanted[key], rtol=1e-5, atol=1e-6)
-        alone = [served(**{k: tf.constant(v[i : i + 1]) for k, v in given.items()})[key][0] for i in range(4)]
-        np.testing.assert_allclose(alone, wanted[key], rtol=1e-5, atol=1e-6)
+
+
+def test_a_served_row_depends_on_neither_its_padding_nor_its_batch(trained: SequenceModel) -> None:
+    """Of every signature's function; the export compares the graphs with these."""
+    timed = ("x", "observed", "u")
+    for name, (function, specs) in trained.endpoints(2, 8).items():
+        given = {spec.name: a.numpy() for spec, a in zip(specs, saved_model.example_inputs(specs), strict=True)}
+        whole = {key: a.numpy() for key, a in function(**{k: tf.constant(v) for k, v in given.items()}).items()}
+        dirty = {k: v.copy() for k, v in given.items()}
+        if "lengths" in given:
+            for key in timed:
+                for row, length in zip(dirty.get(key, ()), given["lengths"], strict=False):
+                    row[length:] = True if row.dtype == bool else 1
+        same = function(**{k: tf.constant(v) for k, v in dirty.items()})
+        for key, value in whole.items():
+            np.testing.assert_allclose(same[key], value, rtol=1e-5, atol=1e-6, err_msg=f"{name}: {key}")
+        for i in range(len(whole[key])):
+            alone = function(**{k: tf.constant(v[i : i + 1]) for k, v in given.items()})
+            for key, value in whole.items():
+                part = alone[key][0].numpy()  # as many steps as this row asked for; the batch runs to its longest
+                inside = tuple(slice(n) for n in part.shape)
+                np.testing.assert_allclose(value[i][inside], part, rtol=1e-5, atol=1e-6, err_msg=f"{name}: {key}")
+                rest = np.array(value[i])
+                rest[inside] = 0
+                assert not rest.any()
 
 
 def test_an_export_never_touches_an_older_version_and_leaves_nothing_half_written(
@@ -259,8 +360,8 @@ def test_an_export_never_touches_an_older_version_and_leaves_nothing_half_writte
         tfseq.export(trained, tmp_path / "file" / "name")
 
 
-def test_the_constructor_takes_keyword_arguments_only_and_records_them(name: str) -> None:
+def test_the_constructor_takes_keyword_arguments_only_and_records_them(make: Callable[..., SequenceModel]) -> None:
+    model = make()
     with pytest.raises(TypeError, match="keyword"):
-        MODELS[name](3)
-    model = MODELS[name].tiny()
+        type(model)(3)
     assert set(model.hyperparameters()) <= set(model.get_config())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,8 +25,15 @@ def choice(argument: str, value: Any, options: Iterable[str]) -> None:
 def at_least(low: int, **arguments: Any) -> None:
     """Raises unless every argument is a whole number of at least `low`."""
     for name, value in arguments.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
             raise ValueError(f"`{name}` must be a whole number of at least {low}; received {value!r}.")
+
+
+def positive(**arguments: Any) -> None:
+    """Raises unless every argument is a finite number above 0."""
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0.0 < float(value) < math.inf:
+            raise ValueError(f"`{name}` must be a number above 0; received {value!r}.")
 
 
 def fraction(**arguments: Any) -> None:

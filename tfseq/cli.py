@@ -74,6 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         _debug()
         return _fail(f"error: {_reason(error)}", 1)
+    except MemoryError:
+        _debug()
+        return _fail("error: out of memory. A smaller --batch_size or model may fit.", 1)
+    except Exception as error:  # a defect of tfseq, or of what it stands on; still no stack trace for somebody at a shell
+        _debug()
+        reason = (str(error).strip().splitlines() or ["no message"])[0][:300]
+        return _fail(f"unexpected error, {type(error).__name__}: {reason} Set TFSEQ_DEBUG=1 to see where, and report it.", 1)
 
 
 def run(arguments: list[str]) -> None:
@@ -290,6 +297,7 @@ def _add_data(parser: Any, text: str, *, required: bool = False) -> None:
 
 def _check_data(name: str) -> str:
     """`name` of a data set, or the absolute path of a folder; UsageError otherwise."""
+    name = str(name)  # in a config file anything may stand there
     if name in DATASETS:
         return name
     if Path(name).is_dir():
@@ -473,9 +481,11 @@ def _check_folder(out: Path, resume: bool) -> None:
         raise ValueError(f"--out must be a folder; {out} is a file.")
     if resume:
         return
-    if any((out / name).exists() for name in ("model.keras", "checkpoints")):
+    from tfseq.training import RUN_FILES
+
+    if there := [name for name in RUN_FILES if (out / name).exists()]:
         hint = "Add --resume, or choose another" if _checkpoint(out).is_file() else "Choose another"
-        raise ValueError(f"--out must be a new run folder; {out} already holds a run. {hint}.")
+        raise ValueError(f"--out must be a new run folder; {out} already holds {there[0]}. {hint}.")
     config = out / "config.yaml"
     if config.is_file() and not config.read_text(errors="replace").startswith(_HEADER[:20]):
         raise ValueError(f"--out must be a new run folder; {config} is not of a run and would be lost.")
@@ -550,8 +560,8 @@ def read_card(run: str) -> dict[str, Any]:
         card = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}). Delete it to go on without.") from error
-    if not isinstance(card, dict):
-        raise ValueError(f"{path} is damaged (no JSON object). Delete it to go on without.")
+    if not isinstance(card, dict) or not isinstance(card.get("data", {}), dict):
+        raise ValueError(f"{path} is damaged (it is not the card of a run). Delete it to go on without.")
     return card
 
 

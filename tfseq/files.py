@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,7 +47,7 @@ def fetch_file(file: str, url: str, sha256: str, data_dir: Path | None = None) -
 
     folder = (cache_dir() / file).parent
     try:
-        return Path(pooch.retrieve(url, f"sha256:{sha256}", fname=Path(file).name, path=folder))
+        return Path(pooch.retrieve(url, f"sha256:{sha256}", fname=Path(file).name, path=folder, progressbar=sys.stderr.isatty()))
     except OSError as error:
         looked = "" if data_dir is None else f" is not in {data_dir} and"
         raise FileNotFoundError(

@@ -24,7 +24,7 @@ import tensorflow as tf
 import tfseq
 from tfseq import checks
 from tfseq.data import data_hash
-from tfseq.data.batching import Sequences, num_batches, stream
+from tfseq.data.batching import Sequences, epoch_batches, num_batches, stream
 from tfseq.files import replace_file
 from tfseq.models import MODELS
 from tfseq.models.base import SequenceModel
@@ -32,6 +32,9 @@ from tfseq.models.base import SequenceModel
 MONITOR = "val_nats_per_step"
 _STATE = "training.json"  # beside the model in a checkpoint
 _CHECKPOINT_SECONDS = 60.0  # a killed run loses at most about this much
+RUN_FILES = ("model.keras", "checkpoints", "history.csv", "card.json")
+"""What a run writes into its folder; a new run never replaces one."""
+_FREE = ("max_minutes", "validate_every", "patience", "resume")  # settings that do not change what a run computes
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class _Keeper(keras.callbacks.Callback):
         self.validation, self.validate_every, self.folder = validation, validate_every, folder
         self.patience, self.max_seconds, self.state, self.echo = patience, max_seconds, state, echo
         self.best_weights: list[np.ndarray] | None = None
-        self.stopped = "all epochs done"
+        self.stopped, self.diverged = "all epochs done", False
         self.started, self.checkpointed = time.monotonic(), -math.inf  # the first epoch is saved
         self.before = state["seconds"]
 
@@ -108,7 +111,8 @@ class _Keeper(keras.callbacks.Callback):
         last = epoch + 1 == self.params["epochs"]
         out_of_time = self.seconds >= self.max_seconds
         if not math.isfinite(logs["loss"]):
-            self._stop(f"the loss became {logs['loss']} in epoch {epoch + 1}; a smaller --learning_rate or --clip_norm may help")
+            self._stop(f"the loss became {logs['loss']} in epoch {epoch + 1}; a smaller learning_rate or clip_norm may help")
+            self.diverged = True
             return
         row = {"epoch": epoch + 1, "seconds": round(self.seconds, 2), **{k: float(v) for k, v in logs.items()}}
         if self.validation is not None and ((epoch + 1) % self.validate_every == 0 or last or out_of_time):
@@ -118,13 +122,13 @@ class _Keeper(keras.callbacks.Callback):
                 logs.update({k: v for k, v in row.items() if k.startswith("val_")})
                 if row[MONITOR] < self.state["best"]:
                     self.state |= {"best": row[MONITOR], "best_epoch": epoch + 1}
-                    self._keep_best()
+                    self.keep_best()
         self.state["history"].append(row)
         self.state |= {"epoch": epoch + 1, "seconds": self.seconds}
         if self.echo:
             shown = " ".join(f"{k} {row[k]:.3f}" for k in ("nats_per_step", "kl", MONITOR) if k in row)
             print(f"epoch {epoch + 1} {self.seconds:.0f} s {shown} best {self.state['best']:.3f}", file=sys.stderr, flush=True)
-        if self.patience is not None and epoch + 1 - self.state["best_epoch"] >= self.patience:
+        if self.patience is not None and MONITOR in row and epoch + 1 - self.state["best_epoch"] >= self.patience:
             self._stop(f"no better validation bound in {self.patience} epochs")
         elif out_of_time and not last:
             self._stop(f"time limit of {self.max_seconds / 60:g} minutes")
@@ -134,7 +138,8 @@ class _Keeper(keras.callbacks.Callback):
     def _stop(self, reason: str) -> None:
         self.stopped, self.model.stop_training = reason, True
 
-    def _keep_best(self) -> None:
+    def keep_best(self) -> None:
+        """Keeps the weights as they are now: as `model.keras`, or in memory where there is no folder."""
         if self.folder is None:
             self.best_weights = self.model.get_weights()
         else:
@@ -189,7 +194,7 @@ def train(
     """Trains a model with `fit` and keeps the weights with the best validation bound.
 
     Args:
-        model: the model to train; with `resume`, only its class and hyper-parameters count.
+        model: the model to train; with `resume`, the same class and hyper-parameters as those of the run.
         data: training sequences.
         validation: sequences to select by; without them the last weights are kept.
         out: run folder: `model.keras` (best), `card.json`, `history.csv`, `checkpoints/`. None keeps all in memory.
@@ -207,36 +212,48 @@ def train(
         validate_every: epochs between validations.
         patience: stops when the validation bound has not improved for this many epochs.
         seed: decides the order of the data and all noise in training.
-        resume: go on from the checkpoint in `out`; the result is that of an uninterrupted run.
+        resume: go on from the checkpoint in `out`; the result is that of an uninterrupted run. Model, data and settings must
+            be those of the run, but for `max_minutes`, `validate_every`, `patience` and, with a constant rate, `epochs`.
         progress: one line an epoch on standard error.
 
     Returns:
         the run, its model with the best weights.
 
     Raises:
-        ValueError: on bad arguments, or where `out` holds a run and `resume` is False.
+        ValueError: on bad arguments, where `out` holds a run (or files that a run would replace) and `resume` is False, where
+            a resumed run would be another one, and where the loss is not finite before anything was worth keeping.
         KeyboardInterrupt: passed on after a message that names what was saved.
     """
     settings = {name: value for name, value in locals().items() if name not in ("model", "data", "validation", "out", "progress")}
     checks.at_least(1, epochs=epochs, batch_size=batch_size, validate_every=validate_every)
     checks.at_least(0, kl_warmup=kl_warmup)
     checks.fraction(average=average)
+    checks.positive(learning_rate=learning_rate, clip_norm=clip_norm)
+    if not 0.0 <= kl_start <= 1.0:
+        raise ValueError(f"`kl_start` must lie in [0, 1]; received {kl_start!r}.")
+    if weight_decay < 0.0:
+        raise ValueError(f"`weight_decay` must be at least 0; received {weight_decay!r}.")
+    if patience is not None:
+        checks.at_least(1, patience=patience)
     checks.choice("optimizer", optimizer, ("adam", "sgd"))
     checks.choice("schedule", schedule, ("constant", "cosine"))
     if patience is not None and validation is None:
         raise ValueError("`patience` needs `validation`: without it there is no bound to improve.")
     folder = None if out is None else Path(out)
     state: dict[str, Any] = {"epoch": 0, "best": math.inf, "best_epoch": 0, "seconds": 0.0, "history": []}
+    state["run"] = {**settings, "data": data_hash(data), "hyperparameters": _without_name(model)}
     steps = num_batches(data, batch_size)
     if resume:
         if folder is None:
             raise ValueError("`resume` needs `out`, the folder of the run to go on with.")
+        wanted = state["run"]
         model, state = _last_checkpoint(folder)
+        _check_same_run(folder, state["run"], wanted)
     else:
-        if folder is not None and any((folder / name).exists() for name in ("model.keras", "checkpoints")):
+        if folder is not None and (there := [name for name in RUN_FILES if (folder / name).exists()]):
             raise ValueError(
-                f"`out` must be a new run folder; {folder} already holds a run. "
-                "Resume it (resume=True, --resume), or choose another."
+                f"`out` must be a new run folder; {folder} already holds {there[0]}. "
+                "Resume its run (resume=True, --resume), or choose another."
             )
         rate = (
             keras.optimizers.schedules.CosineDecay(learning_rate, steps * epochs, 0.01) if schedule == "cosine" else learning_rate
@@ -245,7 +262,8 @@ def train(
         model.seed.assign(np.random.default_rng(seed).integers(0, 2**31 - 1, 2))
     for sequences in (data, validation):
         if sequences is not None:
-            model.as_batch(sequences)  # all values are checked before any work
+            for rows in epoch_batches(sequences.lengths, batch_size):  # all values are checked before any work
+                model.as_batch(sequences.take(rows))
     keeper = _Keeper(
         None if validation is None else stream(validation, batch_size).cache(),
         validate_every,
@@ -264,11 +282,12 @@ def train(
             if folder is not None:
                 print(f"Interrupted. {_what_is_saved(folder)}", file=sys.stderr)
             raise
-    if not state["history"]:
-        raise ValueError(f"Training stopped before the end of the first epoch: {keeper.stopped}.")
+    if keeper.diverged and not math.isfinite(state["best"]):
+        kept = "" if folder is None else f" {_what_is_saved(folder)}"
+        raise ValueError(f"Training stopped with nothing to keep: {keeper.stopped}.{kept}")
     if validation is None:
         with averaged_weights(model):
-            keeper._keep_best()
+            keeper.keep_best()
     if folder is not None:
         model = load(folder)
         write_card(folder, model, data, settings, state, keeper.stopped)
@@ -308,6 +327,26 @@ def _last_checkpoint(folder: Path) -> tuple[SequenceModel, dict[str, Any]]:
         if _STATE not in archive.namelist():
             raise ValueError(f"{file} is a model and no checkpoint (it has no {_STATE}); it cannot be resumed.")
         return model, json.loads(archive.read(_STATE))
+
+
+def _without_name(model: SequenceModel) -> dict[str, Any]:
+    """The configuration of a model; its name is only a label. Through JSON, as a checkpoint holds it."""
+    return json.loads(json.dumps({name: value for name, value in model.get_config().items() if name != "name"}))
+
+
+def _check_same_run(folder: Path, run: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises where a resumed run would not be the run that was begun."""
+    free = {*_FREE, *(("epochs",) if run["schedule"] == "constant" else ())}
+    for name, value in wanted.items():
+        if name in free or value == run[name]:
+            continue
+        if name == "hyperparameters":
+            name, value = next((f"model.{k}", v) for k, v in value.items() if v != run[name].get(k))
+            run = {f"model.{k}": v for k, v in run["hyperparameters"].items()}
+        raise ValueError(
+            f"`resume` goes on with the run in {folder}, whose model, data and settings cannot change: `{name}` was "
+            f"{run.get(name)!r}, received {value!r}."
+        )
 
 
 def _what_is_saved(folder: Path) -> str:
@@ -370,9 +409,12 @@ def load(path: str | Path) -> SequenceModel:
     for name in MODELS:
         MODELS[name]  # registers the classes that the file names
     try:
-        return keras.saving.load_model(file)
+        model = keras.saving.load_model(file)
     except Exception as error:  # Keras raises whatever its parts raise
         raise ValueError(
             f"{file} cannot be read as a model ({type(error).__name__}: {str(error)[:200]}). "
             "The file is damaged, or of another version."
         ) from error
+    if not isinstance(model, SequenceModel):
+        raise ValueError(f"{file} holds a Keras model of another library ({type(model).__name__}), not one of tfseq.")
+    return model

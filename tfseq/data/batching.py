@@ -59,9 +59,10 @@ class Sequences:
         """Number of steps of each sequence, `[N]` int32."""
         return np.array([len(a) for a in self.x], np.int32)
 
-    def take(self, indices: Sequence[int]) -> Sequences:
+    def take(self, indices: Iterable[int]) -> Sequences:
         """The sequences at `indices`, in that order."""
         picked: dict[str, Any] = {}
+        indices = list(indices)
         for name in ("x", "observed", "u", "names"):
             items = getattr(self, name)
             picked[name] = [items[i] for i in indices] if items else items
@@ -82,7 +83,7 @@ def _pad(data: Sequences, rows: Iterable[int]) -> dict[str, np.ndarray]:
         arrays = getattr(data, name)
         if arrays is None:
             continue
-        out = np.zeros((len(rows), num_steps, *arrays[0].shape[1:]), arrays[0].dtype)
+        out = np.zeros((len(rows), num_steps, *arrays[0].shape[1:]), np.result_type(*arrays))  # a dtype that holds all
         for target, row in zip(out, rows, strict=True):
             target[: len(arrays[row])] = arrays[row]
         batch[name] = out

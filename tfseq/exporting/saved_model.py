@@ -85,18 +85,17 @@ def _appearing(path: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         os.rename(temporary, path)
-    except (OSError, tf.errors.OpError) as error:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         for parent in made:
             with contextlib.suppress(OSError):
                 parent.rmdir()
+        if not isinstance(error, (OSError, tf.errors.OpError)):
+            raise
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise OSError(
             f"{path} could not be written ({reason}); no version folder was made, and older ones are as they were."
         ) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _positional(function: Callable[..., dict[str, tf.Tensor]], specs: list[tf.TensorSpec]) -> Callable[..., dict[str, tf.Tensor]]:
@@ -133,6 +132,8 @@ def _compare(folder: Path, endpoints: Mapping[str, tuple[Callable, list[tf.Tenso
         wanted = function(*inputs)
         signature = reloaded.signatures[name]
         got = signature(**{spec.name: value for spec, value in zip(specs, inputs, strict=True)})
+        if set(got) != set(wanted):
+            raise ValueError(f"The reloaded signature {name!r} has the outputs {sorted(got)}, the model {sorted(wanted)}.")
         for key, value in wanted.items():
             if not np.allclose(got[key], value, equal_nan=True, **_TOLERANCE):
                 gap = float(np.nanmax(np.abs(np.asarray(got[key], float) - np.asarray(value, float))))

@@ -28,6 +28,8 @@ class Head(keras.layers.Layer):
 
     parameters_per_feature: ClassVar[int] = 1
     is_symbol: ClassVar[bool] = False  # observations are symbols `[...]` int, not vectors `[..., D]`
+    support: ClassVar[str] = "finite"  # in words, for errors; {} is the last symbol
+    hint: ClassVar[str] = ""  # the likely cause of values outside it
 
     def __init__(self, event_dim: int, mean: Sequence[float] | None = None, **kwargs: Any) -> None:
         # log-probabilities in the dtype of the weights: float32 under mixed precision, float64 where they are
@@ -69,7 +71,7 @@ class Head(keras.layers.Layer):
         )
 
     @classmethod
-    def event_dim_of(cls, x: Sequence[np.ndarray]) -> int:
+    def event_dim_of(cls, x: Sequence[np.ndarray], observed: Sequence[np.ndarray] | None = None) -> int:
         """D of a data set of sequences `[T_i, D]`."""
         return int(x[0].shape[-1])
 
@@ -81,8 +83,18 @@ class Head(keras.layers.Layer):
         return list(np.where(keep, rows, 0.0).sum(0) / np.maximum(keep.sum(0), 1))
 
     @classmethod
+    def supports(cls, x: Any, event_dim: int) -> Any:
+        """Where x (an array or a tensor) is what the family can produce, bool of its shape."""
+        return x == x
+
+    @classmethod
     def check(cls, x: np.ndarray, event_dim: int) -> None:
         """Raises ValueError where the finite array x holds what the family cannot produce."""
+        bad = ~cls.supports(x, event_dim)
+        if bad.any():
+            place = tuple(int(i) for i in np.argwhere(bad)[0])
+            rule = cls.support.format(event_dim - 1)
+            raise ValueError(f"`x` must be {rule}; received {x[place]:.6g} at index {place}. {cls.hint}")
 
     # What a family defines -----------------------------------------------------------------------------------------
     def distribution(self, *parameters: tf.Tensor) -> tfd.Distribution:
@@ -102,6 +114,9 @@ class Head(keras.layers.Layer):
 class Bernoulli(Head):
     """Binary features: p(x_d = 1) = sigmoid(a_d)."""
 
+    support = "0 or 1 everywhere for a Bernoulli head"
+    hint = "Did you pass MIDI velocities or real values? Binarise them (`x > 0`), or choose another head."
+
     def distribution(self, logits: tf.Tensor) -> tfd.Distribution:
         return tfd.Bernoulli(logits=logits, dtype=self.compute_dtype)
 
@@ -113,14 +128,8 @@ class Bernoulli(Head):
         return tf.cast(uniform < tf.cast(distribution.probs_parameter(), uniform.dtype), tf.float32)
 
     @classmethod
-    def check(cls, x: np.ndarray, event_dim: int) -> None:
-        bad = (x != 0.0) & (x != 1.0)
-        if bad.any():
-            raise ValueError(
-                f"`x` must be 0 or 1 everywhere for a Bernoulli head; received {x[bad][0]:.6g} at index "
-                f"{tuple(int(i) for i in np.argwhere(bad)[0])}. Did you pass MIDI velocities or real values? "
-                "Binarise them (`x > 0`), or choose another head."
-            )
+    def supports(cls, x: Any, event_dim: int) -> Any:
+        return (x == 0) | (x == 1)
 
 
 @keras.saving.register_keras_serializable("tfseq")
@@ -143,6 +152,9 @@ class Normal(Head):
 class Poisson(Head):
     """Counts: x_d ~ Poisson(exp(a_d))."""
 
+    support = "a whole number of at least 0 everywhere for a Poisson head"
+    hint = "Were the counts scaled or averaged? Pass the raw counts."
+
     def distribution(self, log_rate: tf.Tensor) -> tfd.Distribution:
         return tfd.Poisson(log_rate=log_rate)
 
@@ -162,18 +174,16 @@ class Poisson(Head):
         return tf.cast(high, tf.float32)
 
     @classmethod
-    def check(cls, x: np.ndarray, event_dim: int) -> None:
-        bad = (x < 0) | (x != np.floor(x))
-        if bad.any():
-            raise ValueError(
-                f"`x` must hold whole numbers of at least 0 for a Poisson head; received {x[bad][0]:.6g}. "
-                "Were the counts scaled or averaged? Pass the raw counts."
-            )
+    def supports(cls, x: Any, event_dim: int) -> Any:
+        return (x >= 0) & (x % 1 == 0)
 
 
 @keras.saving.register_keras_serializable("tfseq")
 class Categorical(Head):
     """Symbols 0 .. D-1, one a step: p(x = k) = softmax(a)_k; x is `[...]` int."""
+
+    support = "a symbol from 0 to {} everywhere"
+    hint = "Is the vocabulary another one?"
 
     is_symbol = True
 
@@ -191,20 +201,23 @@ class Categorical(Head):
         return tf.minimum(tf.reduce_sum(tf.cast(below, tf.int32), -1), self.event_dim - 1)  # rounding may leave the sum below 1
 
     @classmethod
-    def event_dim_of(cls, x: Sequence[np.ndarray]) -> int:
-        return 1 + max(int(a.max()) for a in x if len(a))
+    def event_dim_of(cls, x: Sequence[np.ndarray], observed: Sequence[np.ndarray] | None = None) -> int:
+        return 1 + int(cls._seen(x, observed).max(initial=0))
 
     @classmethod
     def mean_of(cls, x: Sequence[np.ndarray], observed: Sequence[np.ndarray] | None = None) -> list[float]:
+        symbols = cls._seen(x, observed)
+        return list(np.bincount(symbols, minlength=cls.event_dim_of(x, observed)) / max(len(symbols), 1))
+
+    @staticmethod
+    def _seen(x: Sequence[np.ndarray], observed: Sequence[np.ndarray] | None) -> np.ndarray:
+        """The observed symbols of all steps; what stands in the place of a missing one is no symbol."""
         symbols = np.concatenate(x)
-        symbols = symbols if observed is None else symbols[np.concatenate(observed)]
-        return list(np.bincount(symbols, minlength=cls.event_dim_of(x)) / max(len(symbols), 1))
+        return symbols if observed is None else symbols[np.concatenate(observed)]
 
     @classmethod
-    def check(cls, x: np.ndarray, event_dim: int) -> None:
-        bad = (x < 0) | (x >= event_dim) | (x != np.floor(x))
-        if bad.any():
-            raise ValueError(f"`x` must hold symbols 0 to {event_dim - 1}; received {x[bad][0]}. Is the vocabulary another one?")
+    def supports(cls, x: Any, event_dim: int) -> Any:
+        return (x >= 0) & (x < event_dim)
 
 
 HEADS: dict[str, type[Head]] = {"bernoulli": Bernoulli, "normal": Normal, "poisson": Poisson, "categorical": Categorical}

@@ -24,9 +24,15 @@ FROM_DATA = "from data"
 
 _EVALUATION_STEP = -1  # the "training step" of evaluation noise, so that validation bounds of all epochs share their noise
 
-_NOT_FINITE = (
+# What the graph says of a batch of a stream, which nobody sees before it runs.
+_FINITE_X = (
     "`x` must be finite wherever it is real and observed; a batch of the stream holds NaN or infinity. "
     "For missing values pass `observed` with False at these entries."
+)
+_FINITE_U = "`u` must be finite at every real step; a batch of the stream holds NaN or infinity."
+_IN_SUPPORT = (
+    "`x` must lie in the range of the model; a batch of the stream holds values outside it. "
+    "`model.as_batch(batch)` names the first of them."
 )
 
 
@@ -100,8 +106,9 @@ def _data_errors() -> Iterator[None]:
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        if _NOT_FINITE in str(error):
-            raise ValueError(_NOT_FINITE) from None
+        for message in (_FINITE_X, _FINITE_U, _IN_SUPPORT):
+            if message in str(error):
+                raise ValueError(message) from None
         raise
 
 
@@ -164,8 +171,8 @@ class SequenceModel(keras.Model):
         raise NotImplementedError
 
     @classmethod
-    def tiny(cls) -> Self:
-        """An instance that trains and exports in about a second, for tests."""
+    def tiny(cls, **hyperparameters: Any) -> Self:
+        """An instance that trains and exports in about a second, for tests; with some hyper-parameters replaced."""
         raise NotImplementedError
 
     def batch_spec(self) -> dict[str, tf.TensorSpec]:
@@ -174,6 +181,10 @@ class SequenceModel(keras.Model):
 
     def check_values(self, x: np.ndarray) -> None:
         """Raises ValueError where an observed value of x is outside the model's range."""
+
+    def in_support(self, x: tf.Tensor) -> tf.Tensor:
+        """Where x is in the model's range, bool of the shape of x: what `check_values` says, inside a graph."""
+        return tf.ones_like(x, tf.bool)
 
     # Construction and configuration --------------------------------------------------------------------------------
 
@@ -325,11 +336,17 @@ class SequenceModel(keras.Model):
             )
 
     def complete(self, batch: Batch, step: tf.Tensor | int = _EVALUATION_STEP) -> Batch:
-        """A batch with `mask`, `row` and `seed` `[B, 2]` filled in where they are absent, as tensors."""
+        """A batch of at least one step with `mask`, `row` and `seed` `[B, 2]` filled in where they are absent, as tensors."""
+        specs = self.batch_spec()
         batch = {name: tf.convert_to_tensor(value) for name, value in batch.items()}
+        batch = {name: tf.cast(value, specs[name].dtype) if name in specs else value for name, value in batch.items()}
         shape = tf.shape(batch["x"])
         batch.setdefault("mask", tf.ones(shape[:2], tf.bool))
         batch.setdefault("row", tf.range(shape[0]))
+        if not batch["x"].shape[1]:  # unknown, or no steps at all: loops need one, which the mask leaves out
+            for name in {"mask", *specs} & set(batch):
+                rest = [[0, 0]] * (batch[name].shape.rank - 2)
+                batch[name] = tf.pad(batch[name], [[0, 0], [0, tf.maximum(0, 1 - shape[1])], *rest])
         batch["seed"] = random.row_seeds(batch.get("seed", random.fold_in(self.seed.value, step)), batch["row"])
         return batch
 
@@ -362,7 +379,7 @@ class SequenceModel(keras.Model):
 
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step on minus the bound, nats per real step."""
-        batch = self._finite(self.complete(batch, self.step.value))
+        batch = self._checked(self.complete(batch, self.step.value))
         with tf.GradientTape() as tape:
             loss, _ = self._loss(self.terms(batch, training=True))
             loss += tf.add_n([tf.cast(a, loss.dtype) for a in self.losses]) / num_replicas() if self.losses else 0.0
@@ -386,17 +403,19 @@ class SequenceModel(keras.Model):
 
     def test_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The bound itself (KL weight 1 in `nats_per_step`, the metric to select by)."""
-        self._loss(self.terms(self._finite(self.complete(batch)), training=False))
+        self._loss(self.terms(self._checked(self.complete(batch)), training=False))
         return self.get_metrics_result()
 
-    def _finite(self, batch: Batch) -> Batch:
-        """Stops at a batch with NaN that counts as observed; streams are not seen before the graph runs."""
-        x = batch["x"]
-        if not x.dtype.is_floating:
-            return batch
-        keep = batch["mask"][..., None] if "observed" not in batch else batch["mask"][..., None] & batch["observed"]
-        finite = tf.reduce_all(tf.math.is_finite(x) | ~keep)
-        with tf.control_dependencies([tf.debugging.Assert(finite, [_NOT_FINITE])]):
+    def _checked(self, batch: Batch) -> Batch:
+        """Stops at real, observed values that are not finite or out of range; streams are not seen before the graph runs."""
+        x, mask = batch["x"], batch["mask"]
+        padded = ~tf.reshape(mask, tf.concat([tf.shape(mask), tf.ones([x.shape.rank - 2], tf.int32)], 0))
+        unseen = padded | ~batch["observed"] if "observed" in batch else padded
+        finite = tf.math.is_finite(x) if x.dtype.is_floating else tf.ones_like(x, tf.bool)
+        rules = [(finite | unseen, _FINITE_X), (self.in_support(x) | unseen | ~finite, _IN_SUPPORT)]
+        if "u" in batch:
+            rules.append((tf.math.is_finite(batch["u"]) | ~mask[..., None], _FINITE_U))
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(holds), [text]) for holds, text in rules]):
             return {**batch, "x": tf.identity(x)}
 
     def _prepare(self, x: Any, y: Any = None) -> Any:

@@ -156,7 +156,7 @@ class StructuredGuide(keras.layers.Layer):
             if training and self.dropout:
                 times = tf.range(tf.shape(hidden)[0])
                 uniform = random.uniform(random.fold_in(seed, i), times, self.units, _DROPOUT)
-                hidden = tf.where(uniform < self.dropout, 0.0, hidden / (1.0 - self.dropout))
+                hidden *= tf.cast(uniform >= self.dropout, hidden.dtype) / (1.0 - self.dropout)
             outputs.append(hidden)
         return (tf.add_n(outputs),) if self.is_structured else tuple(outputs)
 
@@ -176,13 +176,19 @@ class StructuredGuide(keras.layers.Layer):
             return mean, to_stddev(raw, self.scale)
 
         def mean_field(context: tuple[tf.Tensor, ...], _: tf.Tensor, multiply: Multiply) -> tuple[tf.Tensor, tf.Tensor]:
-            (left, raw_left), (right, raw_right) = (
+            raw = (
                 tf.split(tf.nn.bias_add(multiply(h, kernel), bias), 2, -1)
                 for h, (kernel, bias) in zip(context, weights, strict=True)
             )
-            precise_left, precise_right = (to_stddev(raw, self.scale) ** -2 for raw in (raw_left, raw_right))
+            # precisions do not fit into float16, so the product of the two Gaussians takes the dtype of the weights
+            (left, stddev_left), (right, stddev_right) = (
+                (tf.cast(mean, self.variable_dtype), tf.cast(to_stddev(scale, self.scale), self.variable_dtype))
+                for mean, scale in raw
+            )
+            precise_left, precise_right = stddev_left**-2, stddev_right**-2
             precision = precise_left + precise_right
-            return (left * precise_left + right * precise_right) / precision, precision**-0.5
+            mean = (left * precise_left + right * precise_right) / precision
+            return tf.cast(mean, self.compute_dtype), tf.cast(precision**-0.5, self.compute_dtype)
 
         return structured if self.is_structured else mean_field
 
@@ -322,17 +328,20 @@ class DeepMarkovModel(SequenceModel):
         self.flows = [InverseAutoregressiveFlow(flow_dim, reverse=i % 2 == 1, name=f"flow_{i}") for i in range(num_flows)]
         if learned_start:
             self.prior_start = self.add_weight(shape=(latent_dim,), initializer="zeros", name="prior_start")
-            self.guide_start = self.add_weight(shape=(latent_dim,), initializer="zeros", name="guide_start")
+            if self.guide.is_structured:
+                self.guide_start = self.add_weight(shape=(latent_dim,), initializer="zeros", name="guide_start")
         self._encoded_dim = observation_dim * (1 + (missing and not self.head.is_symbol)) + (missing and self.head.is_symbol)
         self.create_weights()
 
     @classmethod
     def from_data(cls, dataset: Any, **hyperparameters: Any) -> Self:
         """A model for the observations `dataset.x` (and `.observed`, `.u`): their number, range and mean are filled in."""
+        if not len(dataset.x):
+            raise ValueError("`dataset` has no sequences; the size and the mean of its observations make the model.")
         head = heads.head_class(hyperparameters.get("head", "bernoulli"))
         observed, u = getattr(dataset, "observed", None), getattr(dataset, "u", None)
         found = {
-            "observation_dim": head.event_dim_of(dataset.x),
+            "observation_dim": head.event_dim_of(dataset.x, observed),
             "mean": head.mean_of(dataset.x, observed),
             "control_dim": 0 if u is None else int(u[0].shape[-1]),
             "missing": observed is not None,
@@ -340,8 +349,9 @@ class DeepMarkovModel(SequenceModel):
         return cls(**{**found, **hyperparameters})
 
     @classmethod
-    def tiny(cls) -> Self:
-        return cls(observation_dim=3, latent_dim=2, transition_dim=4, emission_dim=4, rnn_units=5, emission_layers=1)
+    def tiny(cls, **hyperparameters: Any) -> Self:
+        sizes = {"observation_dim": 3, "latent_dim": 2, "transition_dim": 4, "emission_dim": 4, "rnn_units": 5}
+        return cls(**{**sizes, "emission_layers": 1, **hyperparameters})
 
     def batch_spec(self) -> dict[str, tf.TensorSpec]:
         x = self.head.spec(None, None)
@@ -350,6 +360,9 @@ class DeepMarkovModel(SequenceModel):
 
     def check_values(self, x: np.ndarray) -> None:
         self.head.check(x, self.head.event_dim)
+
+    def in_support(self, x: tf.Tensor) -> tf.Tensor:
+        return self.head.supports(x, self.head.event_dim)
 
     # The generative story ------------------------------------------------------------------------------------------
 
@@ -506,15 +519,18 @@ class DeepMarkovModel(SequenceModel):
         return self._bounds(self._given(data, None, seed, None, None), *_counts(num_samples=num_samples))
 
     def posterior(
-        self, x: Any, mask: Any = None, seed: Any = (0, 0), num_samples: int = 1, *, observed: Any = None, u: Any = None
+        self, x: Any, mask: Any = None, seed: Any = (0, 0), num_samples: int = 100, *, observed: Any = None, u: Any = None
     ) -> Posterior:
-        """q(z | x), smoothed over the whole sequence; zeros at padded steps. Arguments as of `elbo`."""
+        """q(z | x), smoothed over the whole sequence; zeros at padded steps. Arguments as of `elbo`.
+
+        Mean and stddev are those over `num_samples` paths, since each step's Gaussian depends on the step before.
+        """
         return self._posterior(self._given(x, mask, seed, observed, u), *_counts(num_samples=num_samples))
 
     def sample(self, num_sequences: int, num_steps: int, seed: Any = (0, 0), *, u: Any = None) -> tf.Tensor:
         """New sequences `[num_sequences, num_steps, D]`; `u` `[num_sequences, num_steps, U]` where the model has controls."""
         num_sequences, num_steps = _counts(num_sequences=num_sequences, num_steps=num_steps)
-        seed = random.row_seeds(tf.constant(seed, tf.int32), tf.range(num_sequences))
+        seed = random.row_seeds(seed, tf.range(num_sequences))
         return self._sample(num_steps, seed, self._future(u, num_sequences, num_steps, "u"))
 
     def forecast(
@@ -551,6 +567,7 @@ class DeepMarkovModel(SequenceModel):
 
     def init_state(self, num_sequences: int, num_particles: int = 256) -> dict[str, tf.Tensor]:
         """State of the particle filter before the first observation; see `filter_step`."""
+        checks.at_least(1, num_particles=num_particles)
         return self._init_state(tf.zeros([num_sequences, 2], tf.int32), num_particles)
 
     def filter_step(self, x: Any, state: Mapping[str, Any], seed: Any = (0, 0), *, u: Any = None) -> dict[str, tf.Tensor]:
@@ -568,9 +585,9 @@ class DeepMarkovModel(SequenceModel):
         Returns:
             the next state, and `log_prob` `[B]`: an estimate of log p(x_t | x_1 .. x_{t-1}), nats.
         """
-        x = tf.convert_to_tensor(x, self.head.spec(None).dtype)
-        seed = random.row_seeds(tf.constant(seed, tf.int32), tf.range(tf.shape(x)[0]))
-        return self._filter_step(x, dict(state), seed, u if u is None else tf.convert_to_tensor(u, tf.float32))
+        sequences = {name: np.asarray(a)[:, None] for name, a in (("x", x), ("u", u)) if a is not None}  # of one step
+        batch = self.complete({**self.as_batch(sequences), "seed": random.as_seed(seed)})
+        return self._filter_step(batch["x"][:, 0], dict(state), batch["seed"], batch["u"][:, 0] if self.control_dim else None)
 
     def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
         """The ELBO of each sequence, `[B]`: what `predict` returns."""
@@ -578,11 +595,14 @@ class DeepMarkovModel(SequenceModel):
 
     def _given(self, x: Any, mask: Any, seed: Any, observed: Any, u: Any) -> Batch:
         """The arguments of a method as a complete batch."""
-        if isinstance(x, Mapping) or hasattr(x, "x"):
-            batch = self.as_batch(x)
+        apart = {"mask": mask, "observed": observed, "u": u}
+        if not (isinstance(x, Mapping) or hasattr(x, "x")):
+            batch = self.as_batch({"x": x, **apart})
+        elif twice := [name for name, value in apart.items() if value is not None]:
+            raise ValueError(f"`x` is a whole batch, so `{twice[0]}` belongs into it; it was given beside it.")
         else:
-            batch = self.as_batch({"x": x, "mask": mask, "observed": observed, "u": u})
-        batch.setdefault("seed", np.asarray(seed, np.int32))
+            batch = self.as_batch(x)
+        batch.setdefault("seed", random.as_seed(seed))
         return self.complete(batch)
 
     def _future(self, u: Any, num_rows: Any, num_steps: Any, name: str) -> tf.Tensor | None:
@@ -609,7 +629,7 @@ class DeepMarkovModel(SequenceModel):
             log_lik, kl = self._terms(inputs, self._infer(inputs, encoded, numbers), analytic=False)
             return tf.transpose(masked_sum(log_lik - kl, inputs["mask"], axis=0))
 
-        chunk = tf.maximum(1, _CHUNK_FLOATS // (tf.size(batch["mask"]) * widest))
+        chunk = tf.maximum(1, _CHUNK_FLOATS // tf.maximum(1, tf.size(batch["mask"]) * widest))
         return bounds.in_chunks(log_weights, num_samples, chunk, like)
 
     @_graph
@@ -749,15 +769,9 @@ class DeepMarkovModel(SequenceModel):
         future = [named("future_u", None, None, self.control_dim, dtype=tf.float32)] if self.control_dim else []
 
         def batch(given: dict[str, tf.Tensor]) -> Batch:
-            """Served inputs as a batch of at least one step."""
-            missing = tf.maximum(0, 1 - tf.shape(given["x"])[1])
-            entries: Batch = {
-                k: tf.pad(v, [[0, 0], [0, missing], *[[0, 0]] * (v.shape.rank - 2)])
-                for k, v in given.items()
-                if k in ("x", "u", "observed")
-            }
-            mask = lengths_to_mask(tf.minimum(given["lengths"], tf.shape(given["x"])[1]), tf.shape(entries["x"])[1])
-            return self.complete({**entries, "mask": mask, "seed": given["seed"]})
+            """Served inputs as a batch."""
+            entries: Batch = {name: given[name] for name in ("x", "u", "observed", "seed") if name in given}
+            return self.complete({**entries, "mask": lengths_to_mask(given["lengths"], tf.shape(given["x"])[1])})
 
         def score(**given: tf.Tensor) -> dict[str, tf.Tensor]:
             return {"elbo": self._bounds(batch(given), several)[0]}

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 
 def pad(arrays: Sequence[np.ndarray], num_steps: int | None = None) -> np.ndarray:
-    """Arrays `[T_i, ...]` of equal rank and dtype -> one array `[N, T, ...]`, zeros on the right; T at least 1.
+    """Arrays `[T_i, ...]` of equal rank -> one array `[N, T, ...]` of a dtype that holds all, zeros on the right; T at least 1.
 
     Args:
         arrays: the sequences; an empty one is legal.
@@ -21,7 +21,7 @@ def pad(arrays: Sequence[np.ndarray], num_steps: int | None = None) -> np.ndarra
     """
     first = arrays[0]
     longest = max(1, num_steps or 0, *(len(a) for a in arrays))
-    out = np.zeros((len(arrays), longest, *first.shape[1:]), first.dtype)
+    out = np.zeros((len(arrays), longest, *first.shape[1:]), np.result_type(*arrays))
     for row, array in zip(out, arrays, strict=True):
         row[: len(array)] = array
     return out

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -46,14 +48,30 @@ def fold_in(seed: tf.Tensor, data: tf.Tensor | int) -> tf.Tensor:
     return tf.bitcast(tf.stack(pair, -1), tf.int32)
 
 
-def row_seeds(seed: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+def row_seeds(seed: Any, rows: tf.Tensor) -> tf.Tensor:
     """One seed for each row, `[B, 2]`: a seed `[2]` is folded with the row numbers `rows` `[B]`; `[B, 2]` stays as it is."""
-    seed = tf.cast(seed, tf.int32)
-    if seed.shape.rank == 2:
-        return seed
-    if seed.shape.rank != 1:
+    seed = as_seed(seed)
+    if seed.shape.rank == 1:
+        return fold_in(seed[None], rows)
+    if not rows.shape.is_compatible_with(seed.shape[:1]):
+        raise ValueError(f"`seed` must have shape [2], or [B, 2] with B = {rows.shape[0]} rows; received shape {seed.shape}.")
+    return seed
+
+
+def as_seed(seed: Any) -> tf.Tensor:
+    """`seed`, whole numbers of shape `[2]` or `[B, 2]`, as int32.
+
+    Raises:
+        ValueError: another shape, numbers that are not whole, or that do not fit into 32 bits.
+    """
+    if not tf.is_tensor(seed):
+        numbers = np.asarray(seed)
+        if numbers.dtype.kind not in "iu" or (numbers.size and not -(2**31) <= int(numbers.min()) <= int(numbers.max()) < 2**31):
+            raise ValueError(f"`seed` must hold whole numbers of 32 bits, -2^31 to 2^31 - 1; received {seed!r}.")
+        seed = tf.constant(numbers, tf.int32)
+    if seed.shape.rank not in (1, 2) or seed.shape[-1] not in (2, None):
         raise ValueError(f"`seed` must have shape [2], or [B, 2] for a seed per row; received shape {seed.shape}.")
-    return fold_in(seed[None], rows)
+    return tf.cast(seed, tf.int32)
 
 
 def bits(seed: tf.Tensor, times: tf.Tensor, num: int, salt: int) -> tuple[tf.Tensor, tf.Tensor]:
