@@ -1,5 +1,7 @@
 """Data sets of sequences and their streams: nothing is lost, and epochs are functions of (seed, epoch) alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,27 @@ def test_bucketing_pads_far_less_than_a_random_order_and_still_shuffles() -> Non
         assert padded(batches) >= best
     assert {frozenset(b) for b in epochs[0]} != {frozenset(b) for b in epochs[1]}  # other neighbours, not only another order
     assert [len(b) for b in epochs[0]].count(20) == 15
+
+
+def test_an_augmentation_is_a_function_of_seed_epoch_and_row_in_the_first_epochs_only() -> None:
+    plain = Sequences([np.full((n, 1), i, np.float32) for i, n in enumerate(LENGTHS)])
+    varied = replace(plain, augmentation=lambda x, rng: x + rng.random())
+
+    def epoch(number: int, batch_size: int = 2, seed: int = 0) -> list[float]:
+        """What was added to each row in an epoch."""
+        batches = stream(varied, batch_size, seed=seed, first_epoch=number, augmented_epochs=2)
+        first = {}
+        for batch in batches.take(num_batches(varied, batch_size)).as_numpy_iterator():
+            first |= {int(row): float(x[0, 0]) - row for row, x in zip(batch["row"], batch["x"], strict=True)}
+        return [first[row] for row, length in enumerate(LENGTHS) if length]
+
+    drawn = [epoch(0), epoch(1), epoch(0, seed=1)]
+    assert len({round(float(a), 6) for values in drawn for a in values}) == 12  # all different
+    np.testing.assert_array_equal(epoch(1, batch_size=5), drawn[1])  # whatever stands beside it
+    assert epoch(2) == [0.0] * 4
+    for settings, cause in (({}, "`seed`"), ({"seed": 0}, "an augmentation of the data set")):
+        with pytest.raises(ValueError, match=f"`augmented_epochs` must be 0 without {cause}"):
+            stream(plain, 2, augmented_epochs=1, **settings)
 
 
 def test_another_seed_is_another_order() -> None:

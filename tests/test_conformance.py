@@ -60,9 +60,9 @@ def examples(model: SequenceModel, num_steps: int = 6, garbage: float = 0.0) -> 
 
 
 def as_sequences(data: dict[str, np.ndarray]) -> Sequences:
-    """The same as a data set."""
+    """The same as a data set; its augmentation turns half of the sequences around."""
     rows = {name: [a[:n] for a, n in zip(data[name], LENGTHS, strict=True)] for name in ("x", "observed", "u") if name in data}
-    return Sequences(**rows, name="toy", split="train")
+    return Sequences(**rows, name="toy", split="train", augmentation=lambda x, rng: x[::-1].copy() if rng.random() < 0.5 else x)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -270,6 +270,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(make: Callable[..., SequenceMode
         "weight_decay": 0.1,
         "average": 0.9,
         "kl_warmup": 3,
+        "augmented_epochs": 2,
         "progress": False,
     }
     weights = []

@@ -174,6 +174,20 @@ def test_data_hash_sees_content_shape_dtype_and_controls():
 # Chorales.
 
 
+def test_transposing_at_random_keeps_intervals_and_stays_on_the_keys(rng):
+    low, high = (music.piano_roll([[21 + a, 25 + a, 28 + a], [23 + a]]) for a in (1, 80))
+    for roll, shifts in ((low, range(-1, 4)), (high, range(-3, 1))):
+        found = [music.transposed(roll, rng) for _ in range(300)]
+        moved = [int(np.flatnonzero(x[0])[0] - np.flatnonzero(roll[0])[0]) for x in found]
+        assert set(moved) == set(shifts)
+        for x, shift in zip(found, moved, strict=True):
+            assert music.pitches(x) == [[p + shift for p in step] for step in music.pitches(roll)]
+        still = 0.5 + 0.5 / len(shifts)  # half are kept, and some move by nothing
+        assert abs(np.mean(np.array(moved) == 0) - still) < 4.5 * np.sqrt(still * (1 - still) / 300)
+    silence = np.zeros((3, 88), np.float32)
+    np.testing.assert_array_equal(music.transposed(silence, rng), silence)
+
+
 def test_the_nearest_transposition_to_c():
     assert [music.semitones_to_c(tonic) for tonic in range(12)] == [0, -1, -2, -3, -4, -5, 6, 5, 4, 3, 2, 1]
 

@@ -185,6 +185,7 @@ def train(
     average: float = 0.0,
     kl_start: float = 0.2,
     kl_warmup: int = 1000,
+    augmented_epochs: int = 0,
     validate_every: int = 1,
     patience: int | None = None,
     seed: int = 0,
@@ -209,6 +210,8 @@ def train(
         average: momentum of the moving average of the weights that is validated and kept; 0 for none.
         kl_start: weight of the KL at the start of the warm-up.
         kl_warmup: training steps until it is 1; 0 for no warm-up.
+        augmented_epochs: the first epochs, in which the training sequences are varied as their data set says (music: transposed
+            at random).
         validate_every: epochs between validations.
         patience: stops when the validation bound has not improved for this many epochs.
         seed: decides the order of the data and all noise in training.
@@ -226,7 +229,7 @@ def train(
     """
     settings = {name: value for name, value in locals().items() if name not in ("model", "data", "validation", "out", "progress")}
     checks.at_least(1, epochs=epochs, batch_size=batch_size, validate_every=validate_every)
-    checks.at_least(0, kl_warmup=kl_warmup)
+    checks.at_least(0, kl_warmup=kl_warmup, augmented_epochs=augmented_epochs)
     checks.fraction(average=average)
     checks.positive(learning_rate=learning_rate, clip_norm=clip_norm)
     if not 0.0 <= kl_start <= 1.0:
@@ -276,7 +279,7 @@ def train(
     callbacks = [KLWarmUp(kl_warmup, kl_start if kl_warmup else 1.0), keeper]
     if state["epoch"] < epochs:
         try:
-            batches = stream(data, batch_size, seed=seed, first_epoch=state["epoch"])
+            batches = stream(data, batch_size, seed=seed, first_epoch=state["epoch"], augmented_epochs=augmented_epochs)
             model.fit(batches, steps_per_epoch=steps, epochs=epochs, initial_epoch=state["epoch"], callbacks=callbacks, verbose=0)
         except KeyboardInterrupt:
             if folder is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 # How far a sequence may move from its place in the order of lengths, as a share of its length: batches then
 # differ from epoch to epoch, and still waste few padded steps.
 _LENGTH_JITTER = 0.1
+
+Batch = dict[str, np.ndarray]
+Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Sequences:
         name: the data set's name; split: `"train"`, `"valid"` or `"test"`.
         step: what one time step is, for example `"quarter note"`.
         source: where the data came from, for people.
+        augmentation: how a training sequence may be varied and still be one: (x `[T, D]`, random numbers) -> x of the same
+            shape; None where nothing is known. Only training asks for it.
     """
 
     x: Sequence[np.ndarray]
@@ -39,6 +44,7 @@ class Sequences:
     split: str = ""
     step: str = ""
     source: str = ""
+    augmentation: Augmentation | None = None
 
     def __post_init__(self) -> None:
         for field in ("observed", "u"):
@@ -68,13 +74,16 @@ class Sequences:
             picked[name] = [items[i] for i in indices] if items else items
         return replace(self, **picked)
 
-    def padded(self) -> dict[str, np.ndarray]:
+    def padded(self) -> Batch:
         """All sequences as one batch: `x` `[N, T, ...]`, `mask` `[N, T]`, `row` `[N]`, and `observed`, `u` if there are any."""
         return _pad(self, range(len(self)))
 
 
-def _pad(data: Sequences, rows: Iterable[int]) -> dict[str, np.ndarray]:
-    """The given rows as a right-padded batch with at least one step; `row` is their place in the data set."""
+def _pad(data: Sequences, rows: Iterable[int], vary: Callable[[int, np.ndarray], np.ndarray] | None = None) -> Batch:
+    """The given rows as a right-padded batch with at least one step; `row` is their place in the data set.
+
+    `vary`: (row, its x) -> what stands in the place of its x.
+    """
     rows = list(rows)
     lengths = data.lengths[rows]
     num_steps = max(1, int(lengths.max(initial=0)))
@@ -85,7 +94,8 @@ def _pad(data: Sequences, rows: Iterable[int]) -> dict[str, np.ndarray]:
             continue
         out = np.zeros((len(rows), num_steps, *arrays[0].shape[1:]), np.result_type(*arrays))  # a dtype that holds all
         for target, row in zip(out, rows, strict=True):
-            target[: len(arrays[row])] = arrays[row]
+            array = arrays[row] if vary is None or name != "x" else vary(row, arrays[row])
+            target[: len(array)] = array
         batch[name] = out
     return batch
 
@@ -104,11 +114,14 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int | None = None,
     return batches if rng is None else [batches[i] for i in rng.permutation(len(batches))]
 
 
-def stream(data: Sequences, batch_size: int, *, seed: int | None = None, first_epoch: int = 0) -> tf.data.Dataset:
+def stream(
+    data: Sequences, batch_size: int, *, seed: int | None = None, first_epoch: int = 0, augmented_epochs: int = 0
+) -> tf.data.Dataset:
     """Padded batches as a `tf.data.Dataset` of dicts, for `fit`, `evaluate` and `predict`.
 
     With a seed it never ends, one epoch after the other from `first_epoch` on, so that training can resume where it
-    stopped: pass `steps_per_epoch=num_batches(data, batch_size)` to `fit`. Without a seed it is one pass, for evaluation.
+    stopped: pass `steps_per_epoch=num_batches(data, batch_size)` to `fit`. Epochs before `augmented_epochs` vary each
+    sequence by `data.augmentation`, a function of (seed, epoch, row). Without a seed it is one pass, for evaluation.
     """
     import tensorflow as tf
 
@@ -116,11 +129,21 @@ def stream(data: Sequences, batch_size: int, *, seed: int | None = None, first_e
         raise ValueError(f"`data` has no sequences (data set {data.name!r}, split {data.split!r}); nothing can be streamed.")
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1; received {batch_size}.")
+    augmentation = data.augmentation
+    if augmented_epochs and (seed is None or augmentation is None):
+        raise ValueError(
+            f"`augmented_epochs` must be 0 without {'`seed`' if seed is None else 'an augmentation of the data set'}; "
+            f"received {augmented_epochs} (data set {data.name!r})."
+        )
 
-    def generate() -> Iterator[dict[str, np.ndarray]]:
+    def generate() -> Iterator[Batch]:
         for epoch in itertools.count(first_epoch) if seed is not None else [0]:
+
+            def varied(row: int, x: np.ndarray, key: tuple = (seed, epoch)) -> np.ndarray:
+                return augmentation(x, np.random.default_rng([*key, row]))  # type: ignore[misc]
+
             for rows in epoch_batches(data.lengths, batch_size, seed, epoch):
-                yield _pad(data, rows)
+                yield _pad(data, rows, varied if epoch < augmented_epochs else None)
 
     signature = {
         name: tf.TensorSpec([None] if name == "row" else [None, None, *array.shape[2:]], array.dtype)

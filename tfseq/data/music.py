@@ -41,6 +41,7 @@ _MAX_SILENT = 0.25  # share of silent quarters above which the voices only inter
 _SAME_PIECE = 0.9  # share of equal steps above which two pieces of one length are versions of one chorale
 _MAX_STEPS = 100_000  # a longer piece is a damaged file: it would fill the memory with silence
 _EPSILON = 1e-6  # offsets are sums of fractions
+_SHARE_KEPT, _LARGEST_SHIFT = 0.5, 3  # of `transposed`; semitones
 
 
 def piano_roll(steps: Sequence[Iterable[int]]) -> np.ndarray:
@@ -82,6 +83,15 @@ def check_roll(roll: np.ndarray, name: str = "roll") -> np.ndarray:
     return roll.astype(bool)
 
 
+def transposed(roll: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Augmentation of music: half of the time `roll` `[T, 88]` itself, else moved by at most 3 semitones, within the keys."""
+    sounding = np.flatnonzero(roll.any(0))
+    if not sounding.size or rng.random() < _SHARE_KEPT:
+        return roll
+    lowest, highest = max(-_LARGEST_SHIFT, -sounding[0]), min(_LARGEST_SHIFT, NUM_KEYS - 1 - sounding[-1])
+    return np.roll(roll, rng.integers(lowest, highest + 1), 1)
+
+
 def load_polymusic(split: str, *, piece_set: str, data_dir: Path | None = None) -> Sequences:
     """A benchmark set of Boulanger-Lewandowski, Bengio & Vincent 2012, in its published split.
 
@@ -106,6 +116,7 @@ def load_polymusic(split: str, *, piece_set: str, data_dir: Path | None = None) 
         split=split,
         step=step,
         source=f"Boulanger-Lewandowski, Bengio & Vincent 2012; {file} from {_POLYMUSIC_URL}",
+        augmentation=transposed,
     )
 
 
@@ -147,6 +158,7 @@ def load_chorales(split: str, *, step: str = "quarter", data_dir: Path | None = 
         split=split,
         step=f"{step} note",
         source=f"music21 {music21.__version__} corpus, four-part chorales by J. S. Bach, transposed to C",
+        augmentation=transposed,
     )
 
 
@@ -191,6 +203,7 @@ def load_folder(path: str | Path, split: str = "train", step: str = "quarter") -
         split=split,
         step=f"{step} note",
         source=f"{len(files)} files of the folder {folder.resolve().name}",
+        augmentation=transposed,
     )
 
 
