@@ -1,13 +1,12 @@
 """TensorFlow once, quiet, on two virtual CPUs, so that any worker can run a test of replicas."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -32,20 +31,6 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the data files in {folder} (or TFSEQ_DATA)")
     return folder
-
-
-@pytest.fixture
-def policy() -> Iterator[Callable[[str], None]]:
-    """`policy(name)` sets Keras's dtype policy; the old one comes back after the test."""
-    before = keras.config.dtype_policy()
-    yield keras.config.set_dtype_policy
-    keras.config.set_dtype_policy(before)
-
-
-@pytest.fixture
-def float64(policy: Callable[[str], None]) -> None:
-    """Models made and run in float64, so that agreement with a NumPy reference shows a formula and not its rounding."""
-    policy("float64")
 
 
 @pytest.fixture

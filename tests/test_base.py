@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -86,6 +89,22 @@ def test_set_random_seed_decides_everything(data: Sequences) -> None:
         runs.append(np.concatenate([w.ravel() for w in model.get_weights()[3:]]))
     np.testing.assert_array_equal(runs[0], runs[1])
     assert (runs[0] != runs[2]).any()
+
+
+@keras.saving.register_keras_serializable("tests")
+class Wrapped(DeepMarkovModel):
+    """A model with a layer among its hyper-parameters."""
+
+    def __init__(self, *, layer: keras.layers.Layer, **kwargs: Any) -> None:
+        super().__init__(observation_dim=3, latent_dim=2, rnn_units=2, transition_dim=2, emission_dim=2, **kwargs)
+        self.layer = layer
+
+
+def test_layers_among_the_hyperparameters_are_saved(tmp_path: Path) -> None:
+    model = Wrapped(layer=keras.layers.Dense(2, activation="relu", name="mine"))
+    model.save(tmp_path / "model.keras")
+    layer = keras.saving.load_model(tmp_path / "model.keras").layer
+    assert (layer.name, layer.units, layer.activation) == ("mine", 2, keras.activations.relu)
 
 
 def test_an_epoch_holds_every_row_once_and_is_a_function_of_seed_and_epoch() -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -446,6 +447,38 @@ def test_export_prints_the_new_version_and_passes_on_the_card(trained, tmp_path,
     tf.config.run_functions_eagerly(True)
 
 
+def test_what_a_run_folder_should_not_hold_is_named(run, music, tmp_path, said):
+    card = run / "card.json"
+    card.write_text(json.dumps({"data": None}))
+    for command in ("evaluate", "sample"):
+        (run / "config.yaml").unlink(missing_ok=True)
+        code, _, err = said(command, run)
+        assert code == 1 and "card.json is damaged" in err
+    config = tmp_path / "config.yaml"
+    config.write_text("data: 3\nmodel:\n  name: dmm\n")
+    code, _, err = said("train", "--config", config)
+    assert code == 2 and "received '3'" in err
+    foreign = tmp_path / "foreign.keras"
+    keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(1)]).save(foreign)
+    code, _, err = said("export", foreign, "--out", tmp_path / "served")
+    assert code == 1 and "a Keras model of another library (Sequential)" in err
+    assert not (tmp_path / "served").exists()
+    for name in ("history.csv", "card.json"):
+        own = tmp_path / f"own-{name}"
+        own.mkdir()
+        (own / name).write_text("mine")
+        code, _, err = said("train", "dmm", "--data", music, "--out", own, "--epochs", "1", *TINY)
+        assert code == 1 and f"already holds {name}" in err
+        assert [(p.name, p.read_text()) for p in own.iterdir()] == [(name, "mine")]
+
+
+def test_a_seed_must_fit_into_32_bits(run, music, said):
+    prefix = next((music / "test").iterdir())
+    for arguments in ((), ("--prefix", prefix)):
+        code, _, err = said("sample", run, "--seed", 3_000_000_000, *arguments)
+        assert code == 1 and "`seed` must hold whole numbers of 32 bits" in err
+
+
 # The process --------------------------------------------------------------------------------------------------------
 
 
@@ -478,6 +511,12 @@ def test_the_stack_trace_is_shown_on_request(said, monkeypatch):
         (OSError(28, "x.keras could not be written"), 1, "tfseq: error: x.keras could not be written\n"),
         (ImportError('pip install "tfseq[music]"'), 1, 'tfseq: error: pip install "tfseq[music]"\n'),
         (ValueError("two\n  lines"), 1, "tfseq: error: two lines\n"),
+        (MemoryError(), 1, "tfseq: error: out of memory. A smaller --batch_size or model may fit.\n"),
+        (
+            KeyError("x"),
+            1,
+            "tfseq: unexpected error, KeyError: 'x' Set TFSEQ_DEBUG=1 to see where, and report it.\n",
+        ),
         (KeyboardInterrupt(), 130, "tfseq: interrupted.\n"),
     ],
 )

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
 from tests import reference
+from tfseq.data.batching import Sequences
 from tfseq.models.dmm import DeepMarkovModel, gaussian_kl
 from tfseq.ops import random
 from tfseq.ops.masking import pad
@@ -317,12 +318,19 @@ def test_a_bad_argument_is_named(argument: str, value: Any) -> None:
         DeepMarkovModel(observation_dim=3, kl="analytic", num_flows=1)
 
 
-@pytest.mark.parametrize("name", ["krishnan", "pyro"])
-def test_presets_are_hyperparameters(name: str) -> None:
+@pytest.mark.parametrize(("name", "wanted"), [
+    # of the papers' code: encoder, embedding, dropout, what softplus gives, p(z_1), KL
+    ("krishnan", ("lstm", True, 0.1, "variance", False, True)),
+    ("pyro", ("rnn", False, 0.0, "stddev", True, False)),
+])  # fmt: skip
+def test_presets_are_those_of_the_papers(name: str, wanted: tuple) -> None:
     small = {"latent_dim": 2, "rnn_units": 3, "transition_dim": 2, "emission_dim": 2}
     settings = DeepMarkovModel.preset(name, **small)
     model = DeepMarkovModel(observation_dim=2, **{**settings, "embedding_dim": min(settings["embedding_dim"], 3)})
-    assert model.analytic_kl == (name == "krishnan")
+    guide = model.guide
+    found = (guide.encoders[0].cell, guide.embedding is not None, guide.dropout, guide.scale, model.learned_start)
+    assert (*found, model.analytic_kl) == wanted
+    assert model.transition.scale == guide.scale
     with pytest.raises(ValueError, match="Did you mean 'krishnan'"):
         DeepMarkovModel.preset("krishna")
 
@@ -351,5 +359,30 @@ def test_a_bad_batch_is_a_clear_error(data: dict[str, Any], message: str) -> Non
         model.as_batch(data)
 
 
-def test_padding_puts_zeros_on_the_right() -> None:
-    np.testing.assert_array_equal(pad([np.ones(2), np.zeros(0)], 3), [[1, 1, 0], [0, 0, 0]])
+def test_what_is_given_twice_or_wrong_is_a_clear_error() -> None:
+    model = DeepMarkovModel(observation_dim=4, latent_dim=2, rnn_units=2, transition_dim=2, emission_dim=2)
+    with pytest.raises(ValueError, match="`observed` belongs into it"):
+        model.elbo({"x": X}, observed=np.ones(X.shape, bool))
+    with pytest.raises(ValueError, match="`num_samples` must be"):
+        model.elbo(X, num_samples=0)
+    with pytest.raises(ValueError, match="`num_particles` must be"):
+        model.init_state(2, num_particles=0)
+    state = model.init_state(2, num_particles=3)
+    for x, message in ((X[:, 0, :2], "`x` must have shape"), (X[:, 0] * np.nan, "`x` must be finite"), (X[:, 0] + 5, "0 or 1")):
+        with pytest.raises(ValueError, match=message):
+            model.filter_step(x, state)
+    with pytest.raises(ValueError, match="`dataset` has no sequences"):
+        DeepMarkovModel.from_data(Sequences([]))
+
+
+def test_no_rows_have_no_bounds() -> None:
+    model = DeepMarkovModel(observation_dim=4, latent_dim=2, rnn_units=2, transition_dim=2, emission_dim=2)
+    assert model.elbo(X[:0], num_samples=2).shape == (0,)
+
+
+def test_what_stands_in_the_place_of_a_missing_symbol_is_no_symbol() -> None:
+    x, observed = [np.array([0, 99, 1], np.int32)], [np.array([True, False, True])]
+    model = DeepMarkovModel.from_data(
+        Sequences(x, observed=observed), head="categorical", latent_dim=2, rnn_units=2, transition_dim=2, emission_dim=2
+    )
+    assert (model.head.event_dim, model.head.mean, model.missing) == (2, [0.5, 0.5], True)

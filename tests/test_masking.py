@@ -48,6 +48,10 @@ def test_reversal_by_length_is_a_python_slice_of_each_row_its_own_inverse_and_ad
     np.testing.assert_array_equal(tape.gradient(loss, source), masking.reverse_by_length(tf.constant(weights), lengths))
 
 
+def test_padding_takes_a_dtype_that_holds_all() -> None:
+    np.testing.assert_array_equal(masking.pad([np.array([1]), np.array([0.5])]), [[1.0], [0.5]])
+
+
 def test_padding_puts_zeros_on_the_right_and_keeps_the_dtype() -> None:
     rows = [np.array([[1], [2]], np.int32), np.zeros((0, 1), np.int32)]
     for num_steps, width in ((None, 2), (1, 2), (4, 4)):

@@ -55,5 +55,11 @@ def test_the_extreme_words_give_neither_0_nor_1() -> None:
 
 
 def test_a_wrong_seed_shape_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"`seed` must have shape \[2\]"):
-        random.row_seeds(tf.zeros([], tf.int32), tf.range(3))
+    for seed in (tf.zeros([], tf.int32), [1, 2, 3], [[1], [2]], np.zeros((1, 1, 2), int)):
+        with pytest.raises(ValueError, match=r"`seed` must have shape \[2\]"):
+            random.row_seeds(seed, tf.range(3))
+    with pytest.raises(ValueError, match=r"B = 3 rows; received shape \(1, 2\)"):
+        random.row_seeds([[0, 1]], tf.range(3))
+    for seed in ([0.5, 1.0], [2**31, 0], [True, False]):
+        with pytest.raises(ValueError, match="whole numbers of 32 bits"):
+            random.row_seeds(seed, tf.range(3))

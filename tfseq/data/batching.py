@@ -24,6 +24,11 @@ Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 class Sequences:
     """A data set of sequences of different lengths, as plain arrays.
 
+    >>> import numpy as np, tfseq
+    >>> data = tfseq.Sequences([np.zeros((3, 2), np.float32), np.ones((1, 2), np.float32)], name="mine")
+    >>> len(data), data.lengths.tolist(), data.padded()["x"].shape
+    (2, [3, 1], (2, 3, 2))
+
     Attributes:
         x: observations, one array per sequence: `[T_i, D]` float32, or `[T_i]` int32 for symbols.
         observed: which features were measured, each `[T_i, D]` bool; None where all were.

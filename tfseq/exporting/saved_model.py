@@ -48,6 +48,7 @@ def export(
         ValueError: the version exists, or a reloaded signature answers otherwise than the model.
         OSError: the folder cannot be written. Nothing is left behind, and what was there stays.
 
+    >>> import tfseq
     >>> path = tfseq.export(tfseq.DeepMarkovModel.tiny(), "saved_models/tiny")
     """
     checks.at_least(1, num_samples=num_samples, num_particles=num_particles)
