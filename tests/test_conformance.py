@@ -27,7 +27,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "dmm": {
         "everything": {
             "augment": True, "missing": True, "control_dim": 2, "num_flows": 2, "flow_dim": 3, "guide": "ST-LR", "cell": "gru",
-            "embedding_dim": 3, "dropout": 0.3, "scale": "variance",
+            "embedding_dim": 3, "dropout": 0.3, "scale": "variance", "objective": "iwae", "train_samples": 2,
         },
         "counts": {"head": "poisson", "guide": "MF-LR", "cell": "lstm", "transition": "mlp"},
         "reals": {"head": "normal", "guide": "ST-L", "transition": "linear", "learned_start": False, "missing": True},

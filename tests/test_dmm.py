@@ -15,7 +15,7 @@ from tensorflow_probability import distributions as tfd
 from tests import reference
 from tfseq.data.batching import Sequences
 from tfseq.models.dmm import DeepMarkovModel, gaussian_kl
-from tfseq.ops import random
+from tfseq.ops import bounds, random
 from tfseq.ops.masking import pad
 
 LINEAR = reference.LinearGaussian(  # the two latents do not mix, so the exact posterior of a step is diagonal
@@ -236,10 +236,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def perturbed(name: str, rng: np.random.Generator) -> DeepMarkovModel:
+def perturbed(name: str, rng: np.random.Generator, **more: Any) -> DeepMarkovModel:
     """A small model of a variant, every weight away from its start."""
+    keras.utils.set_random_seed(0)
     settings = {"latent_dim": 2, "transition_dim": 4, "emission_dim": 4, "rnn_units": 5, "mean": [0.2, 0.5, 0.7]}
-    model = DeepMarkovModel(observation_dim=3, **{**settings, **VARIANTS[name]})
+    model = DeepMarkovModel(observation_dim=3, **{**settings, **VARIANTS[name], **more})
     for weight in model.trainable_weights:
         weight.assign(weight.numpy() + rng.normal(0.0, 0.3, weight.shape))
     return model
@@ -283,6 +284,27 @@ def test_terms_are_those_of_a_loop_in_numpy(name: str, rng: np.random.Generator)
             wanted = twin.terms(xs[row].astype(float), noise[:n, row].astype(float), observed[row], controls[row])
             np.testing.assert_allclose(log_lik[:n, row], wanted[0], rtol=2e-4, atol=2e-5)  # float32 through four steps
             np.testing.assert_allclose(kl[:n, row], wanted[which], rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["ST-R", "everything"])
+def test_training_with_several_paths_maximises_the_bounds_that_are_reported(name: str, rng: np.random.Generator) -> None:
+    seeds, x = np.array([[1, 2], [3, 4]], np.int32), (rng.random((2, 4, 3)) < 0.5).astype(np.float32)
+    u = {"u": rng.normal(size=(2, 4, 2)).astype(np.float32)} if name == "everything" else {}
+    data = {"x": x, "mask": np.array([[True] * 4, [True, False, False, False]]), "seed": seeds, **u}
+    elbo, importance = (a.numpy() for a in perturbed(name, np.random.default_rng(5)).bounds(data, 3))
+    for objective in ("elbo", "iwae"):
+        model = perturbed(name, np.random.default_rng(5), objective=objective, train_samples=3, kl="sampled")
+        terms = model.terms(model.complete(model.as_batch(data)), training=True)
+        # the same three paths, summed in another order
+        np.testing.assert_allclose(bounds.elbo(*terms[:3]), elbo, rtol=1e-5)
+        if objective == "elbo":
+            assert terms.objective is None
+        else:
+            np.testing.assert_allclose(terms.objective, importance, rtol=1e-5)
+            model.kl_weight.assign(0.0)  # the warm-up reaches the objective
+            warm = model.terms(model.complete(model.as_batch(data)), training=True)
+            assert (warm.objective.numpy() > terms.objective.numpy()).all()
+        assert model.terms(model.complete(model.as_batch(data)), training=False).objective is None
 
 
 def test_a_nan_that_is_not_observed_is_harmless_and_marginalised(rng: np.random.Generator) -> None:

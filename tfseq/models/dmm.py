@@ -258,6 +258,9 @@ class DeepMarkovModel(SequenceModel):
             if False, p(z_1) = N(0, I) and zeros.
         kl: `"analytic"` for the closed form of each step given z_{t-1}, `"sampled"` for log q - log p; `"auto"` is
             analytic where there are no flows.
+        objective: what training maximises: `"elbo"`, or `"iwae"`, the importance-weighted bound of `train_samples` paths (Burda
+            et al. 2016, eq. 8), a tighter one. The bound that is reported is the ELBO in either case.
+        train_samples: paths of the guide for each training sequence.
         num_flows, flow_dim: inverse autoregressive flows after the guide's Gaussian, shared over time, and their size.
         augment: "Aug" edges: the previous observation also enters transition and emission.
     """
@@ -295,6 +298,8 @@ class DeepMarkovModel(SequenceModel):
         scale: Scale = "stddev",
         learned_start: bool = True,
         kl: Literal["auto", "analytic", "sampled"] = "auto",
+        objective: Literal["elbo", "iwae"] = "elbo",
+        train_samples: int = 1,
         num_flows: int = 0,
         flow_dim: int = 100,
         augment: bool = False,
@@ -305,15 +310,18 @@ class DeepMarkovModel(SequenceModel):
         checks.at_least(1, emission_dim=emission_dim, rnn_units=rnn_units, flow_dim=flow_dim)
         checks.at_least(0, control_dim=control_dim, emission_layers=emission_layers, embedding_dim=embedding_dim)
         checks.at_least(0, num_flows=num_flows)
+        checks.at_least(1, train_samples=train_samples)
         checks.fraction(dropout=dropout)
         checks.choice("scale", scale, ("variance", "stddev"))
         checks.choice("kl", kl, ("auto", "analytic", "sampled"))
+        checks.choice("objective", objective, ("elbo", "iwae"))
         if kl == "analytic" and num_flows:
             raise ValueError(
                 f"`kl` must be 'sampled' or 'auto' with flows (no closed form); received 'analytic' and num_flows={num_flows}."
             )
         self.latent_dim, self.control_dim, self.missing = latent_dim, control_dim, missing
         self.learned_start, self.augment = learned_start, augment
+        self.objective, self.train_samples = objective, train_samples
         self.analytic_kl = kl == "analytic" or (kl == "auto" and not num_flows)
 
         # p(z_t | z_{t-1})
@@ -483,9 +491,17 @@ class DeepMarkovModel(SequenceModel):
 
     def terms(self, batch: Batch, training: bool = False) -> Terms:
         inputs = self._inputs(batch)
-        latents = self._infer(inputs, self._context(inputs, training))
-        log_lik, kl = self._terms(inputs, latents, self.analytic_kl)
-        return Terms(tf.transpose(log_lik), tf.transpose(kl), batch["mask"])
+        numbers = tf.range(self.train_samples) if training and self.train_samples > 1 else None
+        latents = self._infer(inputs, self._context(inputs, training), numbers)
+        weighted = self.objective == "iwae" and numbers is not None
+        log_lik, kl = self._terms(inputs, latents, self.analytic_kl and not weighted)
+        objective = None
+        if weighted:
+            log_weights = masked_sum(log_lik - tf.cast(self.kl_weight, kl.dtype) * kl, inputs["mask"], axis=0)  # [B, S]
+            objective = bounds.iwae(tf.transpose(log_weights))
+        if numbers is not None:
+            log_lik, kl = tf.reduce_mean(log_lik, -1), tf.reduce_mean(kl, -1)
+        return Terms(tf.transpose(log_lik), tf.transpose(kl), batch["mask"], objective)
 
     # What users ask of it ------------------------------------------------------------------------------------------
 
