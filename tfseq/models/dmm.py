@@ -28,7 +28,7 @@ from tfseq.models.base import FROM_DATA, Batch, Endpoint, SequenceModel, Terms
 from tfseq.ops import bounds, particles, random
 from tfseq.ops.linear import project
 from tfseq.ops.masking import fill, lengths_to_mask, mask_to_lengths, masked_sum
-from tfseq.ops.scan import Multiply, loop, scan
+from tfseq.ops.scan import Multiply, loop, scan, without_gradients
 
 Dense = keras.layers.Dense
 
@@ -193,7 +193,15 @@ class StructuredGuide(keras.layers.Layer):
         return structured if self.is_structured else mean_field
 
 
-_graph = functools.partial(tf.function, autograph=False, reduce_retracing=True)
+def _graph(method: Callable) -> Callable:
+    """`method`, which infers and does not train, as a graph."""
+
+    @functools.wraps(method)
+    def traced(*arguments: Any) -> Any:
+        with without_gradients():
+            return method(*arguments)
+
+    return tf.function(traced, autograph=False, reduce_retracing=True)
 
 
 def _counts(**counts: int) -> list[tf.Tensor]:

@@ -3,17 +3,21 @@
 `tf.while_loop`'s own gradient adds a full-size weight gradient at every step and keeps a stack of every intermediate.
 Here the forward loop only finds the states. From the states found, one pass over all steps at once gives the values that
 carry gradients to weights and inputs; the backward loop carries the adjoint of the state alone. Products with weights are
-kept from the forward loop: neither pass computes one twice.
+kept from the forward loop: neither pass computes one twice. Where no gradient is wanted (`without_gradients`), the loop is all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 
 from tfseq.ops.linear import project
+
+_WANTS_GRADIENTS = contextvars.ContextVar("wants_gradients", default=True)
 
 Multiply = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 Step = Callable[[Any, Any, Multiply], tuple[Any, Any]]
@@ -49,6 +53,19 @@ def loop(advance: Callable[[Any, Any], tuple[Any, Any]], initial: Any, inputs: A
     return tf.nest.pack_sequence_as((initial, outputs), [a.stack() for a in history])
 
 
+@contextlib.contextmanager
+def without_gradients() -> Iterator[None]:
+    """Scans traced inside keep nothing for a gradient: for graphs that only infer, and that are saved.
+
+    A gradient through them is still right (it is that of `tf.while_loop`), and slow.
+    """
+    token = _WANTS_GRADIENTS.set(False)
+    try:
+        yield
+    finally:
+        _WANTS_GRADIENTS.reset(token)
+
+
 @tf.custom_gradient
 def _known_product(x: tf.Tensor, kernel: tf.Tensor, transposed: tf.Tensor, product: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """`product`, which is x `[..., N]` times kernel `[N, M]` and was found before, with the gradient of that product.
@@ -82,6 +99,9 @@ def scan(step: Step, initial: Any, inputs: Any) -> tuple[Any, Any]:
     """
     initial_flat, inputs_flat = tf.nest.flatten(initial), tf.nest.flatten(inputs)
     num_states, num_steps = len(initial_flat), tf.shape(inputs_flat[0])[0]
+    if not _WANTS_GRADIENTS.get():
+        like = step(initial, tf.nest.map_structure(lambda u: u[0], inputs), project)[1]
+        return loop(lambda state, now: step(state, now, project), initial, inputs, like)
 
     def call(state: list[tf.Tensor], ins: list[tf.Tensor], multiply: Multiply) -> tuple[list[tf.Tensor], Any]:
         new, outputs = step(tf.nest.pack_sequence_as(initial, state), tf.nest.pack_sequence_as(inputs, ins), multiply)
