@@ -57,13 +57,14 @@ def tfseq_step(batch: dict[str, np.ndarray], num_threads: int) -> Callable[[], f
     import tensorflow as tf
 
     from tfseq import DeepMarkovModel
+    from tfseq.training import make_optimizer
 
     tf.config.threading.set_intra_op_parallelism_threads(num_threads)
     tf.config.threading.set_inter_op_parallelism_threads(num_threads)
     keras.utils.set_random_seed(0)
     sizes = {"latent_dim": _LATENT, "transition_dim": _TRANSITION, "emission_dim": _EMISSION, "rnn_units": _ENCODER}
     model = DeepMarkovModel(observation_dim=_FEATURES, **sizes)
-    model.compile(keras.optimizers.Adam(3e-4, global_clipnorm=10.0))
+    model.compile(make_optimizer("adam", 3e-4, clip_norm=10.0))  # the optimiser of `tfseq.train`
     tensors = {name: tf.constant(value) for name, value in model.as_batch(batch).items()}
     step = tf.function(model.train_step, autograph=False)
     return lambda: float(step(tensors)["loss"])

@@ -39,3 +39,9 @@ def eager() -> Iterator[None]:
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(scope="session")
+def strategy() -> tf.distribute.Strategy:
+    """Two replicas on virtual CPUs; a second strategy of a process would number its collectives as this one does."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

@@ -206,12 +206,6 @@ def test_values_out_of_range_are_a_clear_error(trained: SequenceModel) -> None:
         trained.fit(as_stream(data), verbose=0)
 
 
-@pytest.fixture(scope="session")
-def strategy() -> tf.distribute.Strategy:
-    """Two replicas on virtual CPUs; a second strategy of a process would number its collectives as this one does."""
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
-
 @pytest.mark.parametrize("clip_norm", [None, 0.05])
 def test_two_replicas_make_the_step_of_one(
     make: Callable[..., SequenceModel], clip_norm: float | None, strategy: tf.distribute.Strategy

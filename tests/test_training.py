@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfseq
 from tfseq import training
@@ -99,10 +100,26 @@ def test_averages_stand_in_for_the_weights_only_inside(data: Sequences) -> None:
     np.testing.assert_allclose(averages, wanted, rtol=1e-5, atol=1e-7)  # two additions in float32
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_step_in_one_kernel_is_that_of_keras(replicas: int, strategy: tf.distribute.Strategy) -> None:
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(3, 2, 2)).astype(np.float32)
+    twin, wanted = keras.optimizers.AdamW(0.1, weight_decay=0.5, epsilon=0.01), keras.Variable(np.ones((2, 2), np.float32))
+    place = strategy if replicas == 2 else tf.distribute.get_strategy()
+    with place.scope():
+        found = keras.Variable(np.ones((2, 2), np.float32))
+        optimizer = KernelDecayAdam(0.1, weight_decay=0.5, epsilon=0.01)
+        optimizer.build([found])
+    for gradient in gradients:
+        twin.apply([replicas * gradient], [wanted])  # gradients of replicas are added
+        place.run(lambda g=gradient: optimizer.apply([tf.constant(g)], [found]))
+        np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=1e-5)  # float32, the same sums in another order
+
+
 def test_decay_shrinks_matrices_and_nothing_else() -> None:
     kernel, bias = keras.Variable(np.ones((2, 2), np.float32)), keras.Variable(np.ones(2, np.float32))
     optimizer = KernelDecayAdam(0.1, weight_decay=0.5)
-    optimizer.apply([np.zeros((2, 2), np.float32), np.zeros(2, np.float32)], [kernel, bias])
+    optimizer.apply([tf.zeros([2, 2]), tf.zeros([2])], [kernel, bias])
     np.testing.assert_allclose(kernel, np.full((2, 2), 1.0 - 0.1 * 0.5), rtol=1e-6)  # 1 - rate * decay
     np.testing.assert_array_equal(bias, np.ones(2))
 

@@ -301,10 +301,38 @@ def train(
 
 @keras.saving.register_keras_serializable("tfseq")
 class KernelDecayAdam(keras.optimizers.AdamW):
-    """AdamW that decays matrices only. Keras's own list of exceptions is not saved, so a resumed run would decay all."""
+    """AdamW that decays matrices only, its step one kernel a variable.
+
+    Keras's own list of exceptions to the decay is not saved, so a resumed run would decay all; its step is a dozen operations.
+    """
 
     def _use_weight_decay(self, variable: Any) -> bool:
         return len(variable.shape) >= 2
+
+    def _apply_weight_decay(self, variables: Any) -> None:
+        if self.weight_decay:
+            super()._apply_weight_decay(variables)
+
+    def update_step(self, gradient: tf.Tensor, variable: Any, learning_rate: Any) -> None:
+        """Kingma and Ba 2015, algorithm 1, in the efficient form of section 2."""
+        index, step = self._get_variable_index(variable), tf.cast(self.iterations + 1, variable.dtype)
+        rate, beta_1, beta_2, epsilon = (
+            tf.cast(a, variable.dtype) for a in (learning_rate, self.beta_1, self.beta_2, self.epsilon)
+        )
+        states = (variable, self._momentums[index], self._velocities[index])
+        var, m, v = (a.value if isinstance(a, keras.Variable) else a for a in states)
+        tf.raw_ops.ResourceApplyAdam(
+            var=var.handle,
+            m=m.handle,
+            v=v.handle,
+            beta1_power=beta_1**step,
+            beta2_power=beta_2**step,
+            lr=rate,
+            beta1=beta_1,
+            beta2=beta_2,
+            epsilon=epsilon,
+            grad=tf.cast(gradient, variable.dtype),
+        )
 
 
 def make_optimizer(

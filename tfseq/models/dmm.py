@@ -482,7 +482,9 @@ class DeepMarkovModel(SequenceModel):
                 return a
             return tf.repeat(a[:, :, None], tf.shape(latents.z)[2], 2)
 
-        z_previous = tf.concat([tf.zeros_like(latents.z[:1]), latents.z[:-1]], 0)
+        # tf.slice, whose gradient is a padding: that of z[:-1] is slow
+        earlier = tf.slice(latents.z, [0] * latents.z.shape.rank, tf.shape(latents.z) - [1, *[0] * (latents.z.shape.rank - 1)])
+        z_previous = tf.concat([tf.zeros_like(latents.z[:1]), earlier], 0)
         is_first = tf.reshape(tf.range(tf.shape(z_previous)[0]) == 0, [-1] + [1] * (z_previous.shape.rank - 2))
         mean, stddev = self.prior(z_previous, match(inputs.get("extra")), is_first)
         observed = inputs.get("observed")
