@@ -216,8 +216,8 @@ def test_importance_sampling_rises_to_the_exact_likelihood(sequences: list[np.nd
     many = model.importance_log_prob(sequences, num_samples=50_000).numpy()
     assert (elbo < few).all()
     assert (few < many).all()
-    np.testing.assert_allclose(many[1:], kalman[1:], atol=0.1)  # short rows: weights vary little, error about 0.02
-    assert many[0] == pytest.approx(kalman[0], abs=0.5)
+    # five standard deviations of the estimates over seeds: the weights of five steps vary more than those of one or two
+    assert (np.abs(many - kalman) < [0.25, 0.03, 0.035]).all()
 
 
 def test_the_closed_form_divergence_is_that_of_tfp(rng: np.random.Generator) -> None:
