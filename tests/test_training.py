@@ -192,6 +192,22 @@ def test_a_resumed_run_must_be_the_same_run(data: Sequences, tmp_path: Path) -> 
     train(data, data, out=tmp_path, resume=True, max_minutes=5.0, patience=7)  # these may change
 
 
+def test_a_checkpoint_that_does_not_say_its_run_is_an_error(
+    data: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_STATE", "other.json")
+    train(data, out=tmp_path / "model")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"is a model and no checkpoint \(it has no training.json\)"):
+        train(data, out=tmp_path / "model", resume=True)
+    dumps = json.dumps
+    monkeypatch.setattr(json, "dumps", lambda value, **k: dumps({n: v for n, v in value.items() if n != "run"}, **k))
+    train(data, out=tmp_path / "old")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="earlier version"):
+        train(data, out=tmp_path / "old", resume=True)
+
+
 @pytest.mark.parametrize(("settings", "message"), [
     ({"epochs": 0}, "`epochs`"), ({"batch_size": 2.5}, "`batch_size`"), ({"learning_rate": -1.0}, "`learning_rate` must be"),
     ({"clip_norm": 0.0}, "`clip_norm`"), ({"kl_start": 2.0}, "`kl_start` must lie"), ({"weight_decay": -0.1}, "`weight_decay`"),

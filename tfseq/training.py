@@ -357,7 +357,12 @@ def _last_checkpoint(folder: Path) -> tuple[SequenceModel, dict[str, Any]]:
     with zipfile.ZipFile(file) as archive:
         if _STATE not in archive.namelist():
             raise ValueError(f"{file} is a model and no checkpoint (it has no {_STATE}); it cannot be resumed.")
-        return model, json.loads(archive.read(_STATE))
+        state = json.loads(archive.read(_STATE))
+    if "run" not in state:
+        raise ValueError(
+            f"{file} is a checkpoint of an earlier version, which does not say what its run was; it cannot be resumed."
+        )
+    return model, state
 
 
 def _without_name(model: SequenceModel) -> dict[str, Any]:
