@@ -73,7 +73,7 @@ def test_a_head_starts_at_the_mean_of_the_data() -> None:
 @pytest.mark.parametrize(("name", "x", "message"), [
     ("bernoulli", [[0.0, 0.5, 1.0]], "0 or 1 everywhere"),
     ("poisson", [[0.0, 1.5, 1.0]], "a whole number"),
-    ("categorical", [0, 3], "a symbol from 0 to 2"),
+    ("categorical", [0, 3], "a symbol from 0 to 2"), ("categorical", [0.5, 1.0], "a symbol from 0 to 2 everywhere; received 0.5"),
 ])  # fmt: skip
 def test_values_outside_the_family_are_an_error(name: str, x: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -36,6 +36,13 @@ def positive(**arguments: Any) -> None:
             raise ValueError(f"`{name}` must be a number above 0; received {value!r}.")
 
 
+def share(**arguments: Any) -> None:
+    """Raises unless every argument lies in [0, 1]."""
+    for name, value in arguments.items():
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"`{name}` must lie in [0, 1]; received {value!r}.")
+
+
 def fraction(**arguments: Any) -> None:
     """Raises unless every argument lies in [0, 1)."""
     for name, value in arguments.items():

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 DEFAULT_LENGTH = 64  # steps of a sample: sixteen bars of chorale
 _HEADER = "# Written by tfseq. Repeat this run: tfseq train --config THIS_FILE\n"
-_MAY_CHANGE = {"out", "resume", "config", "preset", "data_dir", "max_minutes", "validate_every", "patience", "progress"}
-"""What `--resume` may set anew; all else is part of the run."""
+_NOT_OF_THE_RUN = {"out", "config", "preset", "data_dir"}
+"""Flags of `train` that say where things are; `--resume` may set them anew."""
 
 
 class UsageError(Exception):
@@ -463,7 +463,9 @@ def _with_preset(parser: ArgumentParser, name: str, arguments: Iterable[str]) ->
 def _check_unchanged(saved: Namespace, chosen: Namespace) -> None:
     """UsageError where flags beside `--resume` contradict the run: its rate, optimiser and order of data are part of it."""
     before, after = vars(saved.as_flat()), vars(chosen.as_flat())
-    free = _MAY_CHANGE | ({"epochs"} if saved.schedule == "constant" else set())
+    from tfseq.training import may_change
+
+    free = _NOT_OF_THE_RUN | may_change(saved.schedule)
     changed = [name for name, value in after.items() if name not in free and value != before[name]]
     if changed:
         received = ", ".join(f"--{name} (the run has {before[name]}, received {after[name]})" for name in changed)

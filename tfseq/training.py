@@ -34,7 +34,6 @@ _STATE = "training.json"  # beside the model in a checkpoint
 _CHECKPOINT_SECONDS = 60.0  # a killed run loses at most about this much
 RUN_FILES = ("model.keras", "checkpoints", "history.csv", "card.json")
 """What a run writes into its folder; a new run never replaces one."""
-_FREE = ("max_minutes", "validate_every", "patience", "resume")  # settings that do not change what a run computes
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ class KLWarmUp(keras.callbacks.Callback):
     def __init__(self, num_steps: int, start: float = 0.01) -> None:
         super().__init__()
         checks.at_least(0, num_steps=num_steps)
-        if not 0.0 <= start <= 1.0:
-            raise ValueError(f"`start` must lie in [0, 1]; received {start}.")
+        checks.share(start=start)
         self.num_steps, self.start = num_steps, start
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
@@ -232,8 +230,7 @@ def train(
     checks.at_least(0, kl_warmup=kl_warmup, augmented_epochs=augmented_epochs)
     checks.fraction(average=average)
     checks.positive(learning_rate=learning_rate, clip_norm=clip_norm)
-    if not 0.0 <= kl_start <= 1.0:
-        raise ValueError(f"`kl_start` must lie in [0, 1]; received {kl_start!r}.")
+    checks.share(kl_start=kl_start)
     if weight_decay < 0.0:
         raise ValueError(f"`weight_decay` must be at least 0; received {weight_decay!r}.")
     if patience is not None:
@@ -370,19 +367,24 @@ def _without_name(model: SequenceModel) -> dict[str, Any]:
     return json.loads(json.dumps({name: value for name, value in model.get_config().items() if name != "name"}))
 
 
+def may_change(schedule: str) -> set[str]:
+    """Settings of `train` that a resumed run may set anew; the cosine schedule spans all epochs of a run."""
+    return {"max_minutes", "validate_every", "patience", "progress", "resume", *(("epochs",) if schedule == "constant" else ())}
+
+
 def _check_same_run(folder: Path, run: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises where a resumed run would not be the run that was begun."""
-    free = {*_FREE, *(("epochs",) if run["schedule"] == "constant" else ())}
-    for name, value in wanted.items():
-        if name in free or value == run[name]:
-            continue
-        if name == "hyperparameters":
-            name, value = next((f"model.{k}", v) for k, v in value.items() if v != run[name].get(k))
-            run = {f"model.{k}": v for k, v in run["hyperparameters"].items()}
-        raise ValueError(
-            f"`resume` goes on with the run in {folder}, whose model, data and settings cannot change: `{name}` was "
-            f"{run.get(name)!r}, received {value!r}."
-        )
+
+    def flat(run: Mapping[str, Any]) -> dict[str, Any]:
+        return {**run, **{f"model.{name}": value for name, value in run["hyperparameters"].items()}, "hyperparameters": None}
+
+    before, after, free = flat(run), flat(wanted), may_change(run["schedule"])
+    for name in dict.fromkeys((*after, *before)):
+        if name not in free and before.get(name) != after.get(name):
+            raise ValueError(
+                f"`resume` goes on with the run in {folder}, whose model, data and settings cannot change: `{name}` was "
+                f"{before.get(name)!r}, received {after.get(name)!r}."
+            )
 
 
 def _what_is_saved(folder: Path) -> str:

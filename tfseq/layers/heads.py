@@ -217,7 +217,7 @@ class Categorical(Head):
 
     @classmethod
     def supports(cls, x: Any, event_dim: int) -> Any:
-        return (x >= 0) & (x < event_dim)
+        return (x >= 0) & (x < event_dim) & (x % 1 == 0)
 
 
 HEADS: dict[str, type[Head]] = {"bernoulli": Bernoulli, "normal": Normal, "poisson": Poisson, "categorical": Categorical}
