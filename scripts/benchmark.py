@@ -2,164 +2,40 @@
 """Speed beside the peers, in one run, on the same threads and data; every contender in a process of its own.
 
     python scripts/benchmark.py dmm [--threads 1] [--repeats 15] [--rounds 2]
+    python scripts/benchmark.py hmm [--threads 1] [--repeats 10] [--rounds 2] [--workloads abcd]
 
-`dmm`: one training step of the deep Markov model of Krishnan et al. 2017 in Pyro's sizes (z 100, transition 200, emission 100,
-encoder 600; batch 20, 88 binary features, 60 and 129 steps): tfseq, plain PyTorch and Pyro (`pip install -e ".[bench]"`; a
-contender that is not installed is left out, and said to be). Printed: median milliseconds over all rounds with their 10 and 90 %
-quantiles, the ratio to tfseq, the share of the machine's GEMM peak (the best of five 4096^3 float32 products, same threads)
-and the peak memory. The rounds take turns, so that a slow minute of the machine hits all.
+`dmm`: one training step of the deep Markov model in tfseq, plain PyTorch and Pyro. `hmm`: score, smoother, Viterbi and one
+iteration of EM of hidden Markov models in tfseq, hmmlearn, dynamax and pomegranate. What each measures stands at the head of its
+file in `benchmarks/`; the peers' side is in `peers/` (`pip install -e ".[bench]"`; a contender that is not installed is left out,
+and said to be). The rounds take turns, so that a slow minute of the machine hits all.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import resource
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 
-import numpy as np
+from benchmarks import dmm, hmm
 
-_FEATURES, _LATENT, _TRANSITION, _EMISSION, _ENCODER = 88, 100, 200, 100, 600
-_BATCH = 20
-CONTENDERS = {
-    "tfseq": ("tfseq", {}),
-    "torch eager": ("torch", {"variant": "eager"}),
-    "torch script": ("torch", {"variant": "script"}),
-    "pyro loop": ("pyro", {"variant": "loop"}),
-    "pyro vectorized": ("pyro", {"variant": "vectorized"}),
-}
-
-
-def flops(num_steps: int) -> float:
-    """Floating-point operations of the matrix products of one training step: forward, and twice that backward."""
-    encoder = _ENCODER * (_FEATURES + _ENCODER)
-    combiner = _LATENT * _ENCODER + 2 * _ENCODER * _LATENT
-    transition = 2 * 2 * _LATENT * _TRANSITION + 2 * _LATENT**2
-    emission = _LATENT * _EMISSION + _EMISSION**2 + _EMISSION * _FEATURES
-    return 3 * 2 * _BATCH * num_steps * (encoder + combiner + transition + emission)
-
-
-def example(num_steps: int) -> dict[str, np.ndarray]:
-    """A batch of random rolls with the density of the chorales."""
-    x = (np.random.default_rng(0).random((_BATCH, num_steps, _FEATURES)) < 0.045).astype(np.float32)
-    return {"x": x, "mask": np.ones((_BATCH, num_steps), bool)}
-
-
-def tfseq_step(batch: dict[str, np.ndarray], num_threads: int) -> Callable[[], float]:
-    """One `train_step`, compiled as `fit` compiles it, forced by reading the loss."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import keras
-    import tensorflow as tf
-
-    from tfseq import DeepMarkovModel
-    from tfseq.training import make_optimizer
-
-    tf.config.threading.set_intra_op_parallelism_threads(num_threads)
-    tf.config.threading.set_inter_op_parallelism_threads(num_threads)
-    keras.utils.set_random_seed(0)
-    sizes = {"latent_dim": _LATENT, "transition_dim": _TRANSITION, "emission_dim": _EMISSION, "rnn_units": _ENCODER}
-    model = DeepMarkovModel(observation_dim=_FEATURES, **sizes)
-    model.compile(make_optimizer("adam", 3e-4, clip_norm=10.0))  # the optimiser of `tfseq.train`
-    tensors = {name: tf.constant(value) for name, value in model.as_batch(batch).items()}
-    step = tf.function(model.train_step, autograph=False)
-    return lambda: float(step(tensors)["loss"])
-
-
-def measure(name: str, num_steps: int, threads: int, repeats: int) -> dict[str, object]:
-    """Times of one contender in this process, milliseconds, and its peak memory, MiB."""
-    library, options = CONTENDERS[name]
-    batch = example(num_steps)
-    if library == "tfseq":
-        step = tfseq_step(batch, threads)
-    elif library == "torch":
-        from peers import dmm_torch
-
-        step = dmm_torch.make_step(batch, num_threads=threads, **options)
-    else:
-        from peers import dmm_pyro
-
-        step = dmm_pyro.make_step(batch, num_threads=threads, **options)
-    for _ in range(3):
-        step()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        step()
-        times.append(1e3 * (time.perf_counter() - start))
-    return {"ms": times, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-
-
-def gemm_peak(threads: int) -> float:
-    """GFLOP/s of the best of five 4096^3 float32 products."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    a = tf.random.normal([4096, 4096])
-
-    def once() -> float:
-        start = time.perf_counter()
-        tf.matmul(a, a).numpy()
-        return time.perf_counter() - start
-
-    once()
-    return 2 * 4096**3 / min(once() for _ in range(5)) / 1e9
-
-
-def in_child(arguments: list[str]) -> dict:
-    """Runs this script with `arguments` and reads the JSON of its last line."""
-    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
-    if done.returncode:
-        return {"error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"}
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def dmm(threads: int, repeats: int, rounds: int) -> None:
-    """Prints the table of the deep Markov model's training step."""
-    peak = in_child(["peak", "--threads", str(threads)])["peak"]
-    print(f"{platform.machine()}, {threads} thread(s), GEMM peak {peak:.0f} GFLOP/s, load {os.getloadavg()[0]:.1f}")
-    for num_steps in (60, 129):
-        found: dict[str, list[dict]] = {name: [] for name in CONTENDERS}
-        for _ in range(rounds):
-            for name in CONTENDERS:
-                one = ["one", "--name", name, "--steps", str(num_steps), "--threads", str(threads), "--repeats", str(repeats)]
-                found[name].append(in_child(one))
-        print(f"\ntraining step, batch {_BATCH}, {num_steps} steps, {flops(num_steps) / 1e9:.1f} GFLOP of products")
-        print(f"{'':18s}{'median ms':>10s}{'10 %':>8s}{'90 %':>8s}{'x tfseq':>9s}{'of peak':>9s}{'MiB':>7s}")
-        base = None
-        for name, results in found.items():
-            errors = [r["error"] for r in results if "error" in r]
-            if errors:
-                print(f"{name:18s}left out: {errors[0]}")
-                continue
-            low, median, high = np.quantile(np.concatenate([r["ms"] for r in results]), [0.1, 0.5, 0.9])
-            base = median if base is None else base
-            share = flops(num_steps) / (median / 1e3) / 1e9 / peak
-            memory = max(r["memory"] for r in results)
-            print(f"{name:18s}{median:10.1f}{low:8.1f}{high:8.1f}{median / base:9.2f}{share:9.0%}{memory:7.0f}")
+BENCHMARKS = {"dmm": dmm, "hmm": hmm}
 
 
 def main() -> None:
     """Runs a benchmark, or one contender of it as a child."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["dmm", "one", "peak"], help="dmm; `one` and `peak` are what its child processes run")
+    parser.add_argument("what", choices=[*BENCHMARKS, "child"], help="the benchmark; `child` is what its child processes run")
+    parser.add_argument("call", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, help="of each round: 15 for dmm, 10 for hmm")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--name", choices=list(CONTENDERS), default="tfseq")
-    parser.add_argument("--steps", type=int, default=60)
-    arguments = parser.parse_args()
-    if arguments.what == "dmm":
-        dmm(arguments.threads, arguments.repeats, arguments.rounds)
-    elif arguments.what == "peak":
-        print(json.dumps({"peak": gemm_peak(arguments.threads)}))
+    parser.add_argument("--workloads", help="hmm: which of a, b, c and d")
+    given = {key: value for key, value in vars(parser.parse_args()).items() if value is not None}
+    what, call = given.pop("what"), given.pop("call", None)
+    if what == "child":
+        name, arguments = json.loads(call)
+        print(json.dumps(BENCHMARKS[name].measure(**arguments)))
     else:
-        print(json.dumps(measure(arguments.name, arguments.steps, arguments.threads, arguments.repeats)))
+        BENCHMARKS[what].run(**given)
 
 
 if __name__ == "__main__":

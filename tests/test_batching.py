@@ -12,12 +12,13 @@ LENGTHS = [3, 0, 5, 1, 2]
 
 @pytest.fixture(scope="module")
 def data() -> Sequences:
-    """Five sequences with missing values, controls and names."""
+    """Five sequences with missing values, controls, labels and names."""
     rng = np.random.default_rng(0)
     return Sequences(
         x=[rng.normal(size=(n, 2)).astype(np.float32) for n in LENGTHS],
         observed=[rng.random((n, 2)) < 0.5 for n in LENGTHS],
         u=[rng.normal(size=(n, 1)).astype(np.float32) for n in LENGTHS],
+        y=[rng.integers(-1, 4, n).astype(np.int32) for n in LENGTHS],
         names=list("abcde"),
         name="toy",
     )
@@ -28,7 +29,7 @@ def assert_rows(batch: dict[str, np.ndarray], data: Sequences) -> None:
     for place, row in enumerate(batch["row"]):
         n = LENGTHS[row]
         np.testing.assert_array_equal(batch["mask"][place], np.arange(batch["mask"].shape[1]) < n)
-        for name in ("x", "observed", "u"):
+        for name in ("x", "observed", "u", "y"):
             np.testing.assert_array_equal(batch[name][place, :n], getattr(data, name)[row])
             assert not batch[name][place, n:].any()
 
@@ -105,12 +106,13 @@ def test_another_seed_is_another_order() -> None:
 def test_taking_rows_takes_all_that_belongs_to_them(data: Sequences) -> None:
     taken = data.take([4, 0])
     assert (taken.names, taken.name, taken.lengths.tolist(), len(taken)) == (["e", "a"], "toy", [2, 3], 2)
-    for name in ("x", "observed", "u"):
+    for name in ("x", "observed", "u", "y"):
         for a, i in zip(getattr(taken, name), (4, 0), strict=True):
             np.testing.assert_array_equal(a, getattr(data, name)[i])
     bare = Sequences(data.x).take([2])
     assert bare.observed is None
     assert bare.u is None
+    assert bare.y is None
     assert len(bare.names) == 0
 
 
@@ -125,6 +127,8 @@ def test_what_does_not_fit_together_is_an_error(data: Sequences) -> None:
         Sequences(data.x, u=data.u[:4])
     with pytest.raises(ValueError, match="`u` of sequence 2 has 3 steps, but `x` has 5"):
         Sequences(data.x, u=[data.u[0], data.u[1], data.u[2][:3], *data.u[3:]])
+    with pytest.raises(ValueError, match="`y` of sequence 0 has 2 steps, but `x` has 3"):
+        Sequences(data.x, y=[data.y[0][:2], *data.y[1:]])
     with pytest.raises(ValueError, match="no sequences .*'toy'"):
         stream(data.take([]), 2)
     with pytest.raises(ValueError, match="`batch_size` must be at least 1; received -1"):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfseq import cli
+from tfseq import cli, plots
 from tfseq.cli import main
 from tfseq.models.base import SequenceModel
 from tfseq.models.dmm import DeepMarkovModel
@@ -178,6 +178,11 @@ def test_texts_of_arguments_that_share_a_line():
         ("evaluate run --split tset", "--split must be one of train, valid, test; received 'tset'. Did you mean 'test'?"),
         ("sample run --out song.wav", "--out must end in one of"),
         ("export run", "Missing: --out"),
+        ("predict run", "Missing: INPUT"),
+        ("predict run jbs", "INPUT must be a data set, the path of a .csv or .npz file, or"),
+        ("predict run jbs", "received 'jbs'. Did you mean 'jsb'?"),
+        ("predict run earthquakes --out states.txt", "--out must end in .csv; received 'states.txt'"),
+        ("predict run earthquakes --plot states.csv", "--plot must end in .png or .svg or .pdf; received 'states.csv'"),
     ],
 )
 def test_wrong_usage_names_the_mistake_in_two_lines(said, arguments, message):
@@ -317,6 +322,44 @@ def test_a_preset_is_a_set_of_flags_that_later_ones_replace():
     assert chosen.model.dropout == 0.3 and chosen.model.latent_dim == 100
 
 
+def write_series(path: Path, *sequences: list[int]) -> Path:
+    """A CSV file of sequences of one binary feature, and labels."""
+    rows = [f"s{i},{t},{value},{value}" for i, sequence in enumerate(sequences) for t, value in enumerate(sequence)]
+    path.write_text("\n".join(["sequence,step,note,y", *rows, ""]))
+    return path
+
+
+def test_a_file_is_trained_on_without_validation(tmp_path, said, monkeypatch):
+    write_series(tmp_path / "mine.csv", [0, 1, 1, 0], [1, 0])
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", "dmm", "--data", "mine.csv", "--out", "run", "--epochs", 2, "--no-progress", *TINY]
+    code, out, err = said(*arguments, "--patience", 1)
+    assert code == 1 and "`patience` needs `validation`" in err
+    code, out, err = said(*arguments)
+    assert code == 0, err
+    assert re.search(r"^last training epoch: \d+\.\d+ nats per step \(epoch 2; all epochs done\)\nnothing was validated", out)
+    assert "its likelihood on the train split" in out and "best validation" not in out and "tfseq predict" not in out
+    assert cli.read_config(tmp_path / "run" / "config.yaml")["data"] == str(tmp_path / "mine.csv")
+    assert json.loads((tmp_path / "run" / "card.json").read_text())["data"]["name"] == "mine"
+
+
+def test_splits_that_are_not_there(tmp_path, said):
+    (tmp_path / "data").mkdir()
+    write_series(tmp_path / "data" / "valid.csv", [0, 1])
+    code, _, err = said("train", "dmm", "--data", tmp_path / "data", "--out", tmp_path / "run", *TINY)
+    assert code == 1 and "which are: valid; received 'train'" in err and not (tmp_path / "run").exists()
+    (tmp_path / "notes.txt").write_text("no data")
+    code, _, err = said("train", "dmm", "--data", tmp_path / "notes.txt", *TINY)
+    assert code == 2 and "--data must be a data set, the path of a .csv or .npz file" in err
+
+
+def test_a_new_folder_is_called_after_the_data(tmp_path):
+    file = write_series(tmp_path / "mine.csv", [0])
+    (tmp_path / "data.v2").mkdir()
+    names = [cli._new_folder("dmm", str(data)).name for data in (file, tmp_path / "data.v2", "jsb")]
+    assert [re.sub(r"-\d+-\d+$", "", name) for name in names] == ["dmm-mine", "dmm-data.v2", "dmm-jsb"]
+
+
 # Evaluation ---------------------------------------------------------------------------------------------------------
 
 
@@ -350,7 +393,27 @@ def test_json_has_null_for_what_is_not_a_number():
     assert cli._finite({"a": float("nan"), "b": {"c": 1.0}}) == {"a": None, "b": {"c": 1.0}}
 
 
-@pytest.mark.parametrize("command", ["evaluate {}", "sample {}", "export {} --out served"])
+def test_evaluate_says_when_it_scores_the_training_data(trained, tmp_path, said, monkeypatch):
+    seen = {}
+
+    def scored(model: object, data: object, *, num_samples: int = 1, batch_size: int = 1, seed: int = 0, **rest: object) -> dict:
+        seen.update(split=data.split, **rest)
+        return {"log_prob_per_step": 1.5, "standard_error": 0.25, "num_sequences": 2, "num_steps": 6}
+
+    monkeypatch.setattr("tfseq.evaluation.evaluate", scored)
+    file = write_series(tmp_path / "mine.csv", [0, 1, 1, 0], [1, 0])
+    code, out, err = said("evaluate", trained, "--data", file)
+    assert code == 0 and seen["split"] == "train" and len(seen["baselines_from"]) == 2
+    assert f"tfseq: {file} has no split test; this scores train" in err
+    assert "2 sequences, 6 steps\n" in out and "samples" not in out  # an exact figure has none
+    assert re.search(r"log_prob_per_step .*1\.500 .*0\.250 .*exact NLL", out)
+    code, _, err = said("evaluate", trained, "--data", file, "--split", "train")
+    assert (code, err) == (0, "")
+    code, _, err = said("evaluate", trained, "--data", file, "--split", "valid")
+    assert code == 1 and "which are: train; received 'valid'" in err
+
+
+@pytest.mark.parametrize("command", ["evaluate {}", "predict {} earthquakes", "sample {}", "export {} --out served"])
 def test_a_run_that_is_not_there(said, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     code, out, err = said(*command.format("nowhere").split())
@@ -365,6 +428,89 @@ def test_damaged_files(run, said, file, message):
     code, out, err = said("sample", run)
     assert (code, out) == (1, "")
     assert message in err and "Traceback" not in err and err.count("\n") == 1
+
+
+# Prediction ---------------------------------------------------------------------------------------------------------
+
+
+class Decoder:
+    """A model that decodes: the state is whether the last feature is on, with known probabilities."""
+
+    def decode(self, batch: dict) -> dict[str, np.ndarray]:
+        assert set(batch) <= {"x", "mask", "row", "observed"}  # no labels
+        state = (np.asarray(batch["x"])[..., -1] > 0.5).astype(np.int32)
+        return {"state": state, "prob": np.where(state[..., None] == [0, 1], np.float32(0.9), np.float32(0.1))}
+
+
+@pytest.fixture
+def decoder(monkeypatch):
+    model = Decoder()
+    monkeypatch.setattr(cli, "_load", lambda run: model)
+    return model
+
+
+def test_predict_writes_a_row_per_step(decoder, tmp_path, said):
+    file = write_series(tmp_path / "mine.csv", [0, 1, 1], [1], [0, 0])
+    expected = [
+        "sequence,step,state,prob0,prob1",
+        *("s0,0,0,0.9,0.1", "s0,1,1,0.1,0.9", "s0,2,1,0.1,0.9", "s1,0,1,0.1,0.9", "s2,0,0,0.9,0.1", "s2,1,0,0.9,0.1"),
+    ]
+    for size in (1, 2, 20):  # rows are in the order of the file, whatever the batches were
+        code, out, err = said("predict", "run", file, "--batch-size", size)
+        assert (code, out.splitlines(), err) == (0, expected, "")
+    code, out, _ = said("predict", "run", file, "--out", tmp_path / "new" / "states.csv")
+    assert (code, out) == (0, f"{tmp_path / 'new' / 'states.csv'}\n")
+    assert (tmp_path / "new" / "states.csv").read_text().splitlines() == expected
+
+
+def test_predict_numbers_sequences_without_names(decoder, tmp_path, said, monkeypatch):
+    data = cli.load_dataset(write_series(tmp_path / "mine.csv", [1], [0]))
+    monkeypatch.setattr(cli, "load_dataset", lambda *_, **__: cli.replace(data, names=()))
+    code, out, _ = said("predict", "run", tmp_path / "mine.csv")
+    assert code == 0 and [line[:4] for line in out.splitlines()[1:]] == ["0,0,", "1,0,"]
+
+
+def test_predict_draws_the_first_sequence(decoder, tmp_path, said, monkeypatch):
+    drawn, draw = {}, plots.state_path
+
+    def seen(x: np.ndarray, states: np.ndarray, probs: np.ndarray, *args: object, **options: str) -> object:
+        drawn.update(x=x, states=states, probs=probs, **options)
+        return draw(x, states, probs, *args, **options)
+
+    monkeypatch.setattr(plots, "state_path", seen)
+    (tmp_path / "mine.csv").write_text("sequence,a,b\none,1,1\none,,0\ntwo,0,0\n")
+    code, out, err = said("predict", "run", tmp_path / "mine.csv", "--plot", tmp_path / "states.png")
+    assert code == 0 and len(out.splitlines()) == 4 and err == f"{tmp_path / 'states.png'}\n"
+    assert (tmp_path / "states.png").read_bytes().startswith(b"\x89PNG")
+    np.testing.assert_array_equal(drawn["x"], [[1, 1], [np.nan, 0]])
+    assert drawn["states"].tolist() == [1, 0] and drawn["probs"].shape == (2, 2)
+    assert (drawn["title"], drawn["step_name"]) == ("Decoder on mine, one", "step")
+    paths = [tmp_path / name for name in ("all.csv", "all.svg")]
+    code, out, _ = said("predict", "run", "earthquakes", "--out", paths[0], "--plot", paths[1])
+    assert (code, out.splitlines()) == (0, [str(path) for path in paths]) and drawn["step_name"] == "year"
+    assert len(paths[0].read_text().splitlines()) == 108
+
+
+def test_predict_takes_test_unless_asked(decoder, tmp_path, said):
+    for split, value in (("train", 0), ("test", 1)):
+        write_series(tmp_path / f"{split}.csv", [value])
+    rows = [said("predict", "run", tmp_path, *flags)[1].splitlines()[1] for flags in ((), ("--split", "train"))]
+    assert rows == ["s0,0,1,0.1,0.9", "s0,0,0,0.9,0.1"]
+    code, _, err = said("predict", "run", tmp_path, "--split", "valid")
+    assert code == 1 and "which are: train, test; received 'valid'" in err
+
+
+def test_predict_of_what_cannot_be(decoder, tmp_path, said, monkeypatch):
+    file = write_series(tmp_path / "mine.csv", [0, 1])
+    code, _, err = said("predict", "run", file, "--batch_size", 0)
+    assert code == 1 and "`batch_size` must be a whole number of at least 1" in err
+    monkeypatch.setattr(decoder, "decode", lambda batch: {"level": np.asarray(batch["x"])[..., 0]}, raising=False)
+    code, out, err = said("predict", "run", file, "--plot", tmp_path / "states.png")
+    assert (code, out) == (1, "") and "--plot needs a sequence and its states; the decode of a Decoder has no states" in err
+    assert said("predict", "run", file)[1] == "sequence,step,level\ns0,0,0.0\ns0,1,1.0\n"
+    monkeypatch.setattr(cli, "_load", lambda run: DeepMarkovModel.tiny())
+    code, out, err = said("predict", "run", file)
+    assert (code, out) == (1, "") and "A DeepMarkovModel has no `decode`" in err
 
 
 # Samples ------------------------------------------------------------------------------------------------------------

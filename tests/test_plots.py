@@ -63,9 +63,75 @@ def test_curves(tmp_path):
         plots.curves({})
 
 
+PROBS = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [1.0, 0.0]])
+
+
+def test_state_path_draws_series_bands_levels_and_probabilities(tmp_path):
+    x, states = np.array([[1.0], [np.nan], [3.0], [2.0]]), np.array([0, 1, 1, 0])
+    figure = plots.state_path(x, states, PROBS, tmp_path / "path.png", title="hmm", step_name="year", means=np.array([1.5, 4.0]))
+    top, below = figure.axes
+    series, level = top.lines
+    np.testing.assert_array_equal(series.get_ydata(), x[:, 0])
+    np.testing.assert_array_equal(level.get_ydata(), [1.5, 4.0, 4.0, 1.5, 1.5])
+    np.testing.assert_array_equal(top.images[0].get_array(), states[None])
+    assert list(top.images[0].get_extent()[:2]) == [-0.5, 3.5] and below.get_xlim() == (-0.5, 3.5)
+    assert len(below.collections) == 2 and below.get_ylim() == (0, 1)
+    assert below.get_xlabel() == "time in years" and below.get_ylabel() == "probability"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["0", "1"]
+    assert [text.get_text() for text in top.get_legend().get_texts()] == ["series", "mean of the state"]
+    assert (tmp_path / "path.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_state_path_marks_steps_that_no_line_reaches():
+    x = np.full(300, np.nan)
+    x[[3, 7, 8]] = 1.0
+    (series,) = plots.state_path(x, np.zeros(300, int)).axes[0].lines
+    np.testing.assert_array_equal(np.flatnonzero(series.get_markevery()), [3])
+
+
+@pytest.mark.parametrize(("num_states", "num_features"), [(1, 1), (8, 3), (20, 1), (40, 88)])
+def test_state_path_has_a_colour_for_every_state(num_states, num_features, rng):
+    states = rng.integers(num_states, size=60)
+    probs = np.full([60, num_states], 1.0 / num_states)
+    figure = plots.state_path(rng.normal(size=[60, num_features]), states, probs, means=np.zeros([num_states, num_features]))
+    colours = [tuple(patch.get_facecolor()) for patch in figure.legends[0].get_patches()]
+    assert len(set(colours)) == len(colours) == num_states
+    assert [tuple(area.get_facecolor()[0]) for area in figure.axes[1].collections] == colours
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_state_path_of_few_steps_and_without_probabilities(steps, tmp_path):
+    figure = plots.state_path(np.full(steps, np.nan), np.zeros(steps, np.int64), path=tmp_path / "path.svg")
+    assert len(figure.axes) == 1 and b"<svg" in (tmp_path / "path.svg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": np.zeros((0, 1))}, r"`x` must be a series .*received shape \[0, 1\]"),
+        ({"x": np.zeros((4, 1, 1))}, "`x` must be a series"),
+        ({"states": np.zeros(3, int)}, r"`states` must be whole numbers from 0, one for each of the 4 steps.*shape \[3\]"),
+        ({"states": np.zeros(4)}, "`states` must be whole numbers.*received float64"),
+        ({"states": np.array([0, -1, 0, 0])}, "`states`.*the least -1"),
+        ({"states": np.array([0, 2, 0, 0])}, r"`probs` must be \[T, K\] = \[4, at least 3\].*received \[4, 2\]"),
+        ({"probs": PROBS[:3]}, "`probs` must be"),
+        ({"probs": np.log(PROBS + 1e-3)}, "`probs` must be at least 0 and sum to 1.*Are they logarithms"),
+        ({"probs": PROBS * np.nan}, "`probs` must be at least 0"),
+        ({"means": np.zeros(3)}, r"`means` must be \[K, D\] = \[2, 1\].*received \[3, 1\]"),
+        ({"means": np.zeros(1), "probs": None}, r"`means` must be \[K, D\] = \[at least 2, 1\]"),
+        ({"means": np.zeros((2, 3))}, "`means` must be"),
+    ],
+)
+def test_state_path_errors(changed, message):
+    given = {"x": np.zeros((4, 1)), "states": np.array([0, 1, 1, 0]), "probs": PROBS, **changed}
+    with pytest.raises(ValueError, match=message):
+        plots.state_path(**given)
+
+
 def test_pyplot_is_not_imported():
     code = (
         "import sys, numpy as np; from tfseq import plots; plots.piano_roll(np.eye(4, 88)); plots.curves({'loss': [1.0]});"
+        "plots.state_path(np.arange(3.0), np.arange(3));"
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0

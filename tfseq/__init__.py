@@ -16,6 +16,7 @@ _WHERE = {
     "Sequences": "tfseq.data.batching",
     "MODELS": "tfseq.models",
     "DeepMarkovModel": "tfseq.models.dmm",
+    "HiddenMarkovModel": "tfseq.models.hmm",
     "evaluate": "tfseq.evaluation",
     "export": "tfseq.exporting.saved_model",
     "load": "tfseq.training",
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tfseq.exporting.saved_model import export
     from tfseq.models import MODELS
     from tfseq.models.dmm import DeepMarkovModel
+    from tfseq.models.hmm import HiddenMarkovModel
     from tfseq.training import load, train
 
 

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Results go to stan
 from __future__ import annotations
 
 import contextlib
+import csv
 import datetime
 import difflib
 import inspect
@@ -19,13 +20,14 @@ import traceback
 import types
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO, Union, get_args, get_origin, get_type_hints
 
 import tfseq
 from tfseq import checks
 from tfseq.checks import nearest
-from tfseq.data import DATASETS, SPLITS, load_dataset
+from tfseq.data import DATASETS, SPLITS, load_dataset, splits_of
 from tfseq.files import replace_file
 from tfseq.models import MODELS
 
@@ -33,11 +35,14 @@ if TYPE_CHECKING:
     import numpy as np
     from jsonargparse import ArgumentParser, Namespace
 
+    from tfseq.data import Sequences
     from tfseq.models.base import SequenceModel
     from tfseq.training import Run
 
 DEFAULT_LENGTH = 64  # steps of a sample: sixteen bars of chorale
+_OWN_DATA = "a .csv or .npz file, a folder with train.csv (valid.csv, test.csv), or one of MIDI or MusicXML files"
 _HEADER = "# Written by tfseq. Repeat this run: tfseq train --config THIS_FILE\n"
+_PICTURES = (".png", ".svg", ".pdf")
 _NOT_OF_THE_RUN = {"out", "config", "preset", "data_dir"}
 """Flags of `train` that say where things are; `--resume` may set them anew."""
 
@@ -295,17 +300,25 @@ def _add_data(parser: Any, text: str, *, required: bool = False) -> None:
     parser.add_argument("--data_dir", type=str, help="folder of already downloaded data files; TFSEQ_DATA where not given")
 
 
-def _check_data(name: str) -> str:
-    """`name` of a data set, or the absolute path of a folder; UsageError otherwise."""
+def _check_data(name: str, argument: str = "--data") -> str:
+    """`name` of a data set, or the absolute path of a file or folder; UsageError otherwise."""
     name = str(name)  # in a config file anything may stand there
     if name in DATASETS:
         return name
-    if Path(name).is_dir():
-        return str(Path(name).resolve())
-    raise UsageError(
-        f"--data must be a data set or an existing folder of MIDI or MusicXML files; received {name!r}."
-        f"{nearest(name.lower(), DATASETS)} Data sets: {', '.join(DATASETS)}."
-    )
+    try:
+        splits_of(name)
+    except ValueError as error:
+        raise UsageError(str(error).replace("`name`", argument)) from error
+    return str(Path(name).resolve())
+
+
+def _add_split(parser: Any, verb: str) -> None:
+    parser.add_argument("--split", choices=SPLITS, help=f"part of the data to {verb} (default: test; train where there is none)")
+
+
+def _split(data: str, split: str | None) -> str:
+    """The split asked for, else `"test"` where the data has it."""
+    return split or ("test" if "test" in splits_of(data) else "train")
 
 
 # Tables -------------------------------------------------------------------------------------------------------------
@@ -353,7 +366,7 @@ def train(arguments: list[str]) -> None:
         _check_unchanged(parse(parser, rest[:2]), chosen)
     out = Path(chosen.out or _new_folder(name, chosen.data))
     _check_folder(out, resume)
-    _report(_train(chosen, out), out)
+    _report(_train(chosen, out), out, splits_of(chosen.data))
 
 
 def train_parser(name: str) -> ArgumentParser:
@@ -363,7 +376,7 @@ def train_parser(name: str) -> ArgumentParser:
     model = MODELS[name]
     parser = make_parser("train", "Of several values the last one counts.")
     parser.add_argument("--config", action="config", help="YAML file of settings, such as the config.yaml of a run")
-    _add_data(parser, "data set, or folder of MIDI or MusicXML files", required=True)
+    _add_data(parser, f"data set, or {_OWN_DATA}", required=True)
     parser.add_argument("--out", type=str, help="run folder (default: runs/MODEL-DATA-DATE-TIME)")
     presets = ", ".join(f"{k}: {' '.join(f'{n}={v}' for n, v in p.items())}" for k, p in model.presets.items())
     parser.add_argument("--preset", choices=[*model.presets], help=f"named settings of the model; {presets or 'it has none'}")
@@ -385,7 +398,7 @@ def _train_overview() -> str:
             "models:",
             *_columns((name, entry.summary) for name, entry in MODELS.entries.items()),
             "",
-            "data sets (or a folder of MIDI or MusicXML files):",
+            f"data sets (or {_OWN_DATA}):",
             *_columns((name, entry.summary) for name, entry in DATASETS.items()),
         ]
     )
@@ -474,7 +487,8 @@ def _check_unchanged(saved: Namespace, chosen: Namespace) -> None:
 
 
 def _new_folder(name: str, data: str) -> Path:
-    return Path("runs") / f"{name}-{Path(data).name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    path = Path(data)
+    return Path("runs") / f"{name}-{path.stem if path.is_file() else path.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _check_folder(out: Path, resume: bool) -> None:
@@ -499,7 +513,8 @@ def _train(chosen: Namespace, out: Path) -> Run:
 
     from tfseq.training import train
 
-    data, validation = (load_dataset(chosen.data, split, data_dir=chosen.data_dir) for split in ("train", "valid"))
+    data = load_dataset(chosen.data, "train", data_dir=chosen.data_dir)
+    validation = load_dataset(chosen.data, "valid", data_dir=chosen.data_dir) if "valid" in splits_of(chosen.data) else None
     keras.utils.set_random_seed(chosen.seed)
     model = MODELS[chosen.model.name].from_data(data, **{k: v for k, v in chosen.model.as_dict().items() if k != "name"})
     _write_config(chosen, out)
@@ -518,19 +533,28 @@ def _write_config(chosen: Namespace, out: Path) -> None:
         path.write_text(_HEADER + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
 
 
-def _report(run: Run, out: Path) -> None:
+def _report(run: Run, out: Path, splits: Collection[str]) -> None:
     """The result of training, and what to do next."""
     from tfseq.training import MONITOR
 
-    best = min((row for row in run.history if MONITOR in row), key=lambda row: row[MONITOR])
-    when = f"epoch {best['epoch']} of {len(run.history)}; {run.stopped}"
-    print(f"best validation bound: {best[MONITOR]:.3f} nats per step ({when})", f"run: {out}", "next:", sep="\n")
-    steps = [
-        (f"tfseq evaluate {out}", "its likelihood on the test split"),
+    validated = [row for row in run.history if MONITOR in row]
+    if validated:
+        best = min(validated, key=lambda row: row[MONITOR])
+        when = f"epoch {best['epoch']} of {len(run.history)}; {run.stopped}"
+        print(f"best validation bound: {best[MONITOR]:.3f} nats per step ({when})")
+    else:
+        last = run.history[-1]
+        print(f"last training epoch: {last['nats_per_step']:.3f} nats per step (epoch {len(run.history)}; {run.stopped})")
+        print("nothing was validated: the data has no split valid, so these are the last weights")
+    split = "test" if "test" in splits else "train"
+    steps = [(f"tfseq evaluate {out}", f"its likelihood on the {split} split")]
+    if hasattr(run.model, "decode"):
+        steps.append((f"tfseq predict {out} INPUT", "its states, step by step"))
+    steps += [
         (f"tfseq sample {out}", "new sequences"),
         (f"tfseq export {out} --out saved_models/{out.name}", "a SavedModel for TF Serving"),
     ]
-    print("\n".join(_columns(steps)))
+    print(f"run: {out}", "next:", *_columns(steps), sep="\n")
 
 
 # Runs ---------------------------------------------------------------------------------------------------------------
@@ -584,15 +608,19 @@ def evaluate(arguments: list[str]) -> None:
 
     parser = make_parser("evaluate")
     parser.add_argument("run", type=str, help="run folder, or .keras file")
-    _add_data(parser, "data set or folder (default: what the run was trained on)")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="part of the data to score")
+    _add_data(parser, f"data set, or {_OWN_DATA} (default: what the run was trained on)")
+    _add_split(parser, "score")
     add_signature(parser, evaluate, evaluate, skip=("baselines_from",))
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     chosen = parse(parser, arguments)
     model = _load(chosen.run)
     name, data_dir = _data_of(chosen.run, chosen.data, chosen.data_dir)
-    data = load_dataset(name, chosen.split, data_dir=data_dir)
-    baselines_from = load_dataset(name, "train", data_dir=data_dir) if is_binary(data) else None
+    split = _split(name, chosen.split)
+    if split != (chosen.split or "test"):
+        print(f"tfseq: {name} has no split test; this scores train, which the model may have been fitted to.", file=sys.stderr)
+    data = load_dataset(name, split, data_dir=data_dir)
+    has_baselines = is_binary(data) and "train" in splits_of(name)
+    baselines_from = load_dataset(name, "train", data_dir=data_dir) if has_baselines else None
     with _working(f"Scoring {len(data)} sequences"):
         settings = {k: chosen[k] for k in ("num_samples", "batch_size", "seed")}
         result = evaluate(model, data, baselines_from=baselines_from, **settings)
@@ -625,7 +653,8 @@ def _print_table(result: Mapping[str, Any], title: str) -> None:
 
     from tfseq.evaluation import CONVENTIONS
 
-    errors = {"bound_per_step": "standard_error", "importance_per_step": "importance_standard_error"}
+    errors = {"importance_per_step": "importance_standard_error"}  # `standard_error` is that of the bound, or exact figure
+    errors |= dict.fromkeys(("bound_per_step", "log_prob_per_step"), "standard_error")
     table = Table("figure", "nats per step", "std. error", "convention (lower is better)")
     for column in table.columns[1:3]:
         column.justify = "right"
@@ -637,8 +666,91 @@ def _print_table(result: Mapping[str, Any], title: str) -> None:
         if i == 0:
             table.add_section()
         table.add_row(name, f"{nats:.3f}", "", "baseline, fitted to the train split")
-    print(f"{title}: {result['num_sequences']} sequences, {result['num_steps']} steps, {result['num_samples']} samples each")
+    counts = {"num_sequences": "sequences", "num_steps": "steps", "num_samples": "samples each"}
+    print(f"{title}: {', '.join(f'{result[key]} {words}' for key, words in counts.items() if key in result)}")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def predict(arguments: list[str]) -> None:
+    """`tfseq predict`."""
+    parser = make_parser("predict", "The rows are those of INPUT: sequence, step, and what the model infers there.")
+    parser.add_argument("run", type=str, help="run folder, or .keras file")
+    parser.add_argument("input", type=str, help=f"data set, or {_OWN_DATA}")
+    parser.add_argument("--data_dir", type=str, help="folder of already downloaded data files; TFSEQ_DATA where not given")
+    _add_split(parser, "decode")
+    parser.add_argument("--batch_size", type=int, default=20, help="sequences at once; it does not change the result")
+    parser.add_argument("--out", type=str, help="file to write, FILE.csv (default: standard output)")
+    parser.add_argument("--plot", type=str, help=f"picture of the first sequence, its suffix {', '.join(_PICTURES)}")
+    chosen = parse(parser, arguments)
+    checks.at_least(1, batch_size=chosen.batch_size)
+    for flag, suffixes in (("out", (".csv",)), ("plot", _PICTURES)):
+        if chosen[flag] is not None and Path(chosen[flag]).suffix.lower() not in suffixes:
+            raise UsageError(f"--{flag} must end in {' or '.join(suffixes)}; received {chosen[flag]!r}.")
+    name = _check_data(chosen.input, "INPUT")
+    import_tensorflow()
+    model = _load(chosen.run)
+    _method(model, "decode")  # before the data is read
+    data = load_dataset(name, _split(name, chosen.split), data_dir=chosen.data_dir)
+    with _working(f"Decoding {len(data)} sequences"):
+        found = _decode(model, data, chosen.batch_size)
+    if chosen.plot is not None:
+        _plot_states(model, data, found, chosen.plot)
+    if chosen.out is None:
+        _write_steps(sys.stdout, data, found)
+    else:
+        with replace_file(chosen.out) as path, path.open("w", newline="", encoding="utf-8") as file:
+            _write_steps(file, data, found)
+        print(chosen.out)
+    if chosen.plot is not None:
+        print(chosen.plot, file=sys.stderr if chosen.out is None else sys.stdout)
+
+
+def _decode(model: SequenceModel, data: Sequences, batch_size: int) -> list[dict[str, np.ndarray]]:
+    """What `decode` says of each sequence: name -> `[T_i]` or `[T_i, K]`, without padding."""
+    from tfseq.data.batching import stream
+
+    found: list[dict[str, np.ndarray]] = [{} for _ in data.x]
+    lengths = data.lengths
+    for batch in stream(replace(data, y=None), batch_size):  # labels are not for a model that decodes
+        rows = batch["row"].numpy()
+        for name, values in _method(model, "decode")(batch).items():
+            for row, each in zip(rows, values, strict=True):
+                found[row][name] = each[: lengths[row]]
+    return found
+
+
+def _write_steps(file: TextIO, data: Sequences, found: list[dict[str, np.ndarray]]) -> None:
+    """A row per step: sequence, step, and its values; several of one name are numbered, prob0, prob1, ..."""
+    writer = csv.writer(file, lineterminator="\n")
+    columns = [[n] if v.ndim == 1 else [f"{n}{k}" for k in range(v.shape[1])] for n, v in found[0].items()]
+    writer.writerow(["sequence", "step", *itertools.chain(*columns)])
+    for i, values in enumerate(found):
+        name = data.names[i] if data.names else i
+        for t, parts in enumerate(zip(*values.values(), strict=True)):
+            # NumPy's own scalars, which are written with no more digits than they have
+            writer.writerow([name, t, *itertools.chain(*(part if part.ndim else [part] for part in parts))])
+
+
+def _plot_states(model: SequenceModel, data: Sequences, found: list[dict[str, np.ndarray]], path: str) -> None:
+    """The first sequence that has steps, over its states."""
+    import numpy as np
+
+    from tfseq import plots
+
+    first = next((i for i, n in enumerate(data.lengths) if n), None)
+    if first is None or "state" not in found[first]:
+        why = "INPUT has no steps" if first is None else f"the decode of a {type(model).__name__} has no states"
+        raise ValueError(f"--plot needs a sequence and its states; {why}.")
+    x = data.x[first]
+    name = f", {data.names[first]}" if data.names and data.names[first] != data.name else ""
+    plots.state_path(
+        x if data.observed is None else np.where(data.observed[first], x, np.nan),
+        found[first]["state"],
+        found[first].get("prob"),
+        path,
+        title=f"{type(model).__name__} on {data.name}{name}",
+        step_name=data.step or "step",
+    )
 
 
 def sample(arguments: list[str]) -> None:
@@ -755,11 +867,18 @@ COMMANDS = {
     "datasets": Command(list_datasets, "datasets", "list the data sets"),
     "train": Command(
         train,
-        "train MODEL --data NAME [--out RUN] [--epochs N] [--model.X VALUE] [--resume] ...",
+        "train MODEL --data NAME|FILE|FOLDER [--out RUN] [--epochs N] [--model.X VALUE] [--resume] ...",
         "train a model into a run folder",
     ),
     "evaluate": Command(
-        evaluate, "evaluate RUN [--data NAME] [--split test] [--json] ...", "likelihood of a data set under a trained model"
+        evaluate,
+        "evaluate RUN [--data NAME|FILE|FOLDER] [--split test] [--json] ...",
+        "likelihood of a data set under a trained model",
+    ),
+    "predict": Command(
+        predict,
+        "predict RUN INPUT [--split test] [--out FILE.csv] [--plot FILE.png] ...",
+        "the hidden states of given sequences, step by step",
     ),
     "sample": Command(
         sample,

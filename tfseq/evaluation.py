@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,34 +30,42 @@ def evaluate(
     seed: int = 0,
     baselines_from: Sequences | None = None,
 ) -> dict[str, Any]:
-    """Likelihood of `data` under a model, in nats per step (lower is better), in three conventions.
+    """Likelihood of `data` under a model, in nats per step (lower is better): exact, or a bound in three conventions.
 
     Args:
-        model: a model with `bounds`.
+        model: a model with an exact `log_prob`, or with `bounds`.
         data: the sequences to score; empty ones contribute nothing.
-        num_samples: samples of the guide for each sequence, for all figures.
+        num_samples: samples of the guide for each sequence, for all figures; exact models need none.
         batch_size: sequences at once; it does not change the result beyond float32 rounding.
         seed: decides the samples; each sequence has its own numbers.
         baselines_from: training data; the result then has `baselines` fitted to it (binary data only).
 
     Returns:
         `bound_per_step` (b), `importance_per_step` (a), `bound_sequence_mean` (c), `standard_error` (of (b), over sequences),
-        `importance_standard_error` (of (a), over sequences), `num_samples`, `num_sequences`, `num_steps`, and `baselines`.
+        `importance_standard_error` (of (a), over sequences), `num_samples`, `num_sequences`, `num_steps`, and `baselines`. Of
+        exact models `log_prob_per_step`, `standard_error`, `num_sequences`, `num_steps`, and `baselines`.
     """
     checks.at_least(1, num_samples=num_samples, batch_size=batch_size)
     if data.lengths.sum() == 0:
         raise ValueError(f"`data` has no steps (data set {data.name!r}, split {data.split!r}); there is nothing to score.")
-    key = tf.constant(np.random.default_rng(seed).integers(0, 2**31 - 1, 2), tf.int32)
-    elbo, importance = np.zeros([2, len(data)])
-    for batch in stream(data, batch_size):
-        rows = batch["row"].numpy()
-        elbo[rows], importance[rows] = (np.asarray(a) for a in model.bounds(batch, num_samples, key))
     lengths = data.lengths
     result: dict[str, Any] = {}
-    result["bound_per_step"], result["standard_error"] = _per_step(-elbo, lengths)
-    result["importance_per_step"], result["importance_standard_error"] = _per_step(-importance, lengths)
-    result["bound_sequence_mean"] = float(np.mean(-elbo[lengths > 0] / lengths[lengths > 0]))
-    result |= {"num_samples": num_samples, "num_sequences": len(data), "num_steps": int(lengths.sum())}
+    if hasattr(model, "log_prob"):
+        log_prob = np.zeros(len(data))
+        for batch in stream(replace(data, y=None), batch_size):  # p(x), and not p(x, labels)
+            log_prob[batch["row"].numpy()] = np.asarray(model.log_prob(batch))
+        result["log_prob_per_step"], result["standard_error"] = _per_step(-log_prob, lengths)
+    else:
+        key = tf.constant(np.random.default_rng(seed).integers(0, 2**31 - 1, 2), tf.int32)
+        elbo, importance = np.zeros([2, len(data)])
+        for batch in stream(data, batch_size):
+            rows = batch["row"].numpy()
+            elbo[rows], importance[rows] = (np.asarray(a) for a in model.bounds(batch, num_samples, key))
+        result["bound_per_step"], result["standard_error"] = _per_step(-elbo, lengths)
+        result["importance_per_step"], result["importance_standard_error"] = _per_step(-importance, lengths)
+        result["bound_sequence_mean"] = float(np.mean(-elbo[lengths > 0] / lengths[lengths > 0]))
+        result["num_samples"] = num_samples
+    result |= {"num_sequences": len(data), "num_steps": int(lengths.sum())}
     if baselines_from is not None:
         result["baselines"] = baselines(baselines_from, data)
     return result

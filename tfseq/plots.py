@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _BLACK_KEYS = (1, 3, 6, 8, 10)  # pitch classes
 _GIVEN, _COMPOSED = "#8a8f98", "#1f5fa8"
+_STATES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#6b6b6b")
+"""Colours that stay apart for the colour-blind: Okabe and Ito 2008, with grey for black."""
 _SERIES = ("#1f5fa8", "#d1662a", "#3a8f5c", "#8a4fa3", "#7a6a3a", "#4f9fb3")
 
 
@@ -129,6 +131,140 @@ def curves(
     axes.grid(axis="y", color="#e3e5e8", lw=0.8)
     axes.legend(frameon=False)
     return _finish(figure, title, path)
+
+
+def state_path(
+    x: np.ndarray,
+    states: np.ndarray,
+    probs: np.ndarray | None = None,
+    path: str | Path | None = None,
+    *,
+    title: str = "",
+    step_name: str = "step",
+    means: np.ndarray | None = None,
+) -> Figure:
+    """Draws a series over bands in the colours of its decoded states, and below it their probabilities, stacked.
+
+    Args:
+        x: the series `[T]` or `[T, D]`; NaN, where a value is missing, is a gap.
+        states: the state of each step `[T]`, whole numbers from 0.
+        probs: probabilities of the states `[T, K]`; without them the lower panel is left out.
+        path: the picture file, format by its suffix; not written where None.
+        title: heading of the figure.
+        step_name: what one step is, for the time axis, for example `"year"`.
+        means: the level of each state, `[K]` or `[K, D]`; that of the decoded state is drawn with the series.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: on shapes that do not fit together, states that are no whole numbers from 0, or values that are no
+            probabilities.
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
+
+    series = np.asarray(x, float)
+    series = series[:, None] if series.ndim == 1 else series
+    if series.ndim != 2 or not series.size:
+        raise ValueError(f"`x` must be a series [T] or [T, D] with at least one step; received shape {list(np.shape(x))}.")
+    num_steps = len(series)
+    states, probs, means = _checked_path(series, states, probs, means)
+    num_states = max(int(states.max()) + 1, 0 if probs is None else probs.shape[1], 0 if means is None else len(means))
+    colours = _state_colours(num_states)
+    ratios = [1.0] if probs is None else [2.0, 1.0]
+    figure = _figure(min(7.0 + 0.015 * num_steps, 14.0), 3.2 if probs is None else 4.8)
+    panels = figure.subplots(len(ratios), sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+    _draw_features(panels[0], series, None if means is None else means[states])
+    # one picture, since a band for each visit would be slow in long series
+    bands: dict = {"cmap": ListedColormap(colours), "vmin": -0.5, "vmax": num_states - 0.5, "interpolation": "nearest"}
+    place = (-0.5, num_steps - 0.5, *panels[0].get_ylim())
+    panels[0].imshow(states[None], extent=place, aspect="auto", alpha=0.4, zorder=0, **bands)
+    if probs is not None:
+        edges = np.arange(num_steps + 1) - 0.5
+        panels[1].stackplot(edges, np.concatenate([probs, probs[-1:]]).T, colors=colours, step="post", lw=0)
+        panels[1].set(ylim=(0, 1), ylabel="probability", yticks=(0, 0.5, 1))
+    panels[-1].set(xlim=place[:2], xlabel=f"time in {step_name}s")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(
+        handles=[Patch(color=colour, label=str(k)) for k, colour in enumerate(colours)],
+        title="state",
+        loc="outside right upper",
+        ncols=-(-num_states // (10 if probs is None else 16)),
+        fontsize="medium" if num_states <= 8 else "small",
+        frameon=False,
+        handlelength=1.2,
+    )
+    return _finish(figure, title, path)
+
+
+def _checked_path(
+    series: np.ndarray, states: np.ndarray, probs: np.ndarray | None, means: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """`states` `[T]`, `probs` `[T, K]` and `means` `[K, D]` as arrays; ValueError where they do not fit the series `[T, D]`."""
+    num_steps, num_features = series.shape
+    states = np.asarray(states)
+    if states.shape != (num_steps,) or states.dtype.kind not in "iu" or states.min() < 0:
+        raise ValueError(
+            f"`states` must be whole numbers from 0, one for each of the {num_steps} steps of `x`; "
+            f"received {states.dtype} of shape {list(states.shape)}{f', the least {states.min()}' if states.size else ''}."
+        )
+    least = int(states.max()) + 1
+    if probs is not None:
+        probs = np.asarray(probs, float)
+        if probs.ndim != 2 or len(probs) != num_steps or probs.shape[1] < least:
+            raise ValueError(
+                f"`probs` must be [T, K] = [{num_steps}, at least {least}], a column per state; received {list(probs.shape)}."
+            )
+        sums = probs.sum(1)
+        if not ((np.abs(sums - 1.0) < 1e-3).all() and probs.min() > -1e-3):  # float32, summed over many states
+            step = int(np.abs(sums - 1.0).argmax())
+            raise ValueError(
+                f"`probs` must be at least 0 and sum to 1 in each row; row {step} sums to {sums[step]:.6g}, and the least is "
+                f"{probs.min():.6g}. Are they logarithms?"
+            )
+    if means is not None:
+        means = np.asarray(means, float)
+        means = means[:, None] if means.ndim == 1 else means
+        most = math.inf if probs is None else probs.shape[1]
+        if means.ndim != 2 or means.shape[1] != num_features or not (least if probs is None else most) <= len(means) <= most:
+            rows = f"at least {least}" if probs is None else str(most)
+            raise ValueError(
+                f"`means` must be [K, D] = [{rows}, {num_features}], a row for each state; received {list(means.shape)}."
+            )
+    return states, probs, means
+
+
+def _state_colours(num_states: int) -> list:
+    """A colour for each state; beyond the eight that stay apart, a scale on which neighbours are alike."""
+    if num_states <= len(_STATES):
+        return list(_STATES[:num_states])
+    import matplotlib
+
+    return list(matplotlib.colormaps["viridis"](np.linspace(0.0, 1.0, num_states)))
+
+
+def _draw_features(axes: Axes, series: np.ndarray, levels: np.ndarray | None) -> None:
+    """Lines of the features `[T, D]`, and of the levels of their states `[T, D]`."""
+    num_steps, num_features = series.shape
+    many = num_features > len(_SERIES)  # one thin ink: which line is which cannot be seen, that they move together can
+    inks = _SERIES if 1 < num_features <= len(_SERIES) else ["#23272e"] * num_features
+    for d, (values, ink) in enumerate(zip(series.T, inks, strict=False)):
+        known = np.pad(np.isfinite(values), 1)
+        dots = known[1:-1] & ((~known[:-2] & ~known[2:]) | (num_steps <= 120 and not many))  # between gaps there is no line
+        style: dict = {"color": ink, "lw": 0.5 if many else 1.0, "alpha": 0.5 if many else 1.0, "zorder": 3}
+        axes.plot(values, marker=".", ms=5, markevery=dots, label=f"x{d}" if num_features > 1 else "series", **style)
+    if many:
+        return
+    if levels is not None:
+        edges = np.arange(num_steps + 1) - 0.5
+        for d, (values, ink) in enumerate(zip(levels.T, inks, strict=False)):
+            label = "mean of the state" if not d else None
+            style = {"color": ink, "lw": 2.4, "alpha": 0.5, "zorder": 2, "drawstyle": "steps-post"}
+            axes.plot(edges, np.append(values, values[-1:]), label=label, **style)
+    if num_features > 1 or levels is not None:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=num_features + 1, frameon=False, borderaxespad=0.1)
 
 
 def _draw_roll(axes: Axes, roll: np.ndarray, prefix_steps: int) -> None:

@@ -175,6 +175,8 @@ def train(
     epochs: int = 100,
     max_minutes: float = math.inf,
     batch_size: int = 20,
+    method: Literal["gradient", "em", "map", "vb"] = "gradient",
+    step_size: float | None = None,
     optimizer: Literal["adam", "sgd"] = "adam",
     learning_rate: float = 1e-3,
     schedule: Literal["constant", "cosine"] = "cosine",
@@ -200,6 +202,9 @@ def train(
         epochs: passes over the data.
         max_minutes: stops at the end of the epoch in which this time is reached, all resumptions counted.
         batch_size: sequences per step.
+        method: how the model is trained: `"gradient"`, or where it has closed forms `"em"`, `"map"` or `"vb"` (expectation
+            maximisation, the same under its priors, variational Bayes), which use none of the settings of the optimiser.
+        step_size: with `"em"`: update after every batch, in (0.5, 1]; see `SequenceModel.compile`.
         optimizer: `"adam"` (with decoupled weight decay) or `"sgd"`.
         learning_rate: rate at the start.
         schedule: `"cosine"` lowers the rate to a hundredth over all epochs, `"constant"` does not.
@@ -258,7 +263,7 @@ def train(
         rate = (
             keras.optimizers.schedules.CosineDecay(learning_rate, steps * epochs, 0.01) if schedule == "cosine" else learning_rate
         )
-        model.compile(make_optimizer(optimizer, rate, weight_decay, clip_norm, average))
+        model.compile(make_optimizer(optimizer, rate, weight_decay, clip_norm, average), method=method, step_size=step_size)
         model.seed.assign(np.random.default_rng(seed).integers(0, 2**31 - 1, 2))
     for sequences in (data, validation):
         if sequences is not None:
@@ -423,7 +428,7 @@ def write_card(
         "epochs_done": state["epoch"],
         "stopped": stopped,
         "seconds": round(state["seconds"], 1),
-        "metrics": {"convention": "pooled bound, nats per step (b)", **best},
+        "metrics": {"convention": "pooled bound, nats per step (b)" if model.has_kl else "exact, nats per step", **best},
         "versions": versions(),
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),

@@ -15,13 +15,13 @@ import numpy as np
 from tfseq.checks import choice, nearest
 from tfseq.data.batching import Sequences
 
-__all__ = ["DATASETS", "SPLITS", "Entry", "Sequences", "data_hash", "load_dataset"]
+__all__ = ["DATASETS", "SPLITS", "Entry", "Sequences", "data_hash", "load_dataset", "splits_of"]
 
 SPLITS = ("train", "valid", "test")
 
 
 class Entry(NamedTuple):
-    """One row of `DATASETS`: where the loader is, what it is called with, and one line for people.
+    """One row of `DATASETS`: where the loader is, what it is called with, one line for people, and the splits it has.
 
     A loader is called as `loader(split, data_dir=..., **options)` and returns `Sequences`; it is imported only then.
     """
@@ -29,6 +29,7 @@ class Entry(NamedTuple):
     target: str
     options: dict[str, Any]
     summary: str
+    splits: tuple[str, ...] = SPLITS
 
     def resolve(self) -> Callable[..., Sequences]:
         """The loader itself; imports its module."""
@@ -51,15 +52,49 @@ DATASETS: dict[str, Entry] = {
     "nottingham": Entry(_POLYMUSIC, {"piece_set": "nottingham"}, "Nottingham folk tunes, same benchmark: 694/173/170 pieces"),
     "piano-midi": Entry(_POLYMUSIC, {"piece_set": "piano-midi"}, "Piano-midi.de, same benchmark: 87/12/25 long pieces"),
     "musedata": Entry(_POLYMUSIC, {"piece_set": "musedata"}, "MuseData, same benchmark: 524/135/124 pieces"),
+    "earthquakes": Entry(
+        "tfseq.data.series:load_earthquakes",
+        {},
+        "major earthquakes in the world, a count a year, 1900-2006; one series, split train only; no download",
+        ("train",),
+    ),
 }
+
+
+def splits_of(name: str | Path) -> tuple[str, ...]:
+    """The splits that a data set, a file or a folder has, without reading it.
+
+    Args:
+        name: as in `load_dataset`.
+
+    Raises:
+        ValueError: there is no such data set, file or folder.
+    """
+    entry = DATASETS.get(str(name))
+    if entry is not None:
+        return entry.splits
+    from tfseq.data.series import SUFFIXES, files_of
+
+    path = Path(name)
+    if path.is_dir():
+        return tuple(files_of(path)) or tuple(split for split in SPLITS if (path / split).is_dir()) or SPLITS
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        return ("train",)
+    raise ValueError(
+        f"`name` must be a data set, the path of a {' or '.join(SUFFIXES)} file, or the path of an existing folder with "
+        f"train{SUFFIXES[0]} or with MIDI or MusicXML files; received {str(name)!r}.{nearest(str(name).lower(), DATASETS)} "
+        f"Data sets: {', '.join(DATASETS)}."
+    )
 
 
 def load_dataset(name: str | Path, split: str = "train", *, data_dir: str | Path | None = None) -> Sequences:
     """One split of a data set, as plain arrays.
 
     Args:
-        name: a key of `DATASETS`, or the path of a folder with MIDI or MusicXML files (see `tfseq.data.music.load_folder`).
-        split: `"train"`, `"valid"` or `"test"`.
+        name: a key of `DATASETS`; or the path of a `.csv` or `.npz` file, or of a folder with `train.csv` (or `.npz`) and
+            others (see `tfseq.data.series.load_series`); or of a folder with MIDI or MusicXML files (see
+            `tfseq.data.music.load_folder`).
+        split: `"train"`, `"valid"` or `"test"`; not all data has all of them (see `splits_of`).
         data_dir: folder of already downloaded files; the environment variable `TFSEQ_DATA` where not given. Files not
             found there are downloaded into the cache folder and checked.
 
@@ -71,30 +106,32 @@ def load_dataset(name: str | Path, split: str = "train", *, data_dir: str | Path
         FileNotFoundError: a file is neither in `data_dir` nor could be downloaded.
     """
     choice("split", split, SPLITS)
+    splits = splits_of(name)
+    if split not in splits:
+        raise ValueError(f"`split` must be one that {name} has, which are: {', '.join(splits)}; received {split!r}.")
     if data_dir is None:
         data_dir = os.environ.get("TFSEQ_DATA") or None
     entry = DATASETS.get(str(name))
     if entry is not None:
         sequences = entry.resolve()(split, data_dir=None if data_dir is None else Path(data_dir), **entry.options)
         return replace(sequences, name=str(name), split=split)
-    if Path(name).is_dir():
-        from tfseq.data.music import load_folder
+    from tfseq.data.music import load_folder
+    from tfseq.data.series import files_of, load_series
 
-        return load_folder(name, split)
-    raise ValueError(
-        f"`name` must be a data set or the path of an existing folder of MIDI or MusicXML files; "
-        f"received {str(name)!r}.{nearest(str(name).lower(), DATASETS)} Data sets: {', '.join(DATASETS)}."
-    )
+    path = Path(name)
+    return load_series(path, split) if path.is_file() or files_of(path) else load_folder(path, split)
 
 
 def data_hash(sequences: Sequences) -> str:
-    """SHA-256 (hex) over the content of `x`, `observed` and `u`: number, dtype, shape and bytes of every array, in order.
+    """SHA-256 (hex) over the content of `x`, `observed`, `u` and `y`: number, dtype, shape and bytes of every array, in order.
 
     Names do not count, nor does the machine's byte order.
     """
     digest = hashlib.sha256()
-    for field in ("x", "observed", "u"):
+    for field in ("x", "observed", "u", "y"):
         arrays = getattr(sequences, field)
+        if field == "y" and arrays is None:
+            continue  # data without labels keeps the hash it had before there were any
         digest.update(f"{field} {None if arrays is None else len(arrays)}\n".encode())
         for array in () if arrays is None else map(np.asarray, arrays):
             if array.dtype.hasobject:

@@ -33,6 +33,7 @@ class Sequences:
         x: observations, one array per sequence: `[T_i, D]` float32, or `[T_i]` int32 for symbols.
         observed: which features were measured, each `[T_i, D]` bool; None where all were.
         u: controls, each `[T_i, U]` float32; None where there are none.
+        y: labels, each `[T_i]` int32, -1 where a step's is not known; None where there are none.
         names: what each sequence is called (a piece, a file); empty where it has no name.
         name: the data set's name; split: `"train"`, `"valid"` or `"test"`.
         step: what one time step is, for example `"quarter note"`.
@@ -44,6 +45,7 @@ class Sequences:
     x: Sequence[np.ndarray]
     observed: Sequence[np.ndarray] | None = None
     u: Sequence[np.ndarray] | None = None
+    y: Sequence[np.ndarray] | None = None
     names: Sequence[str] = ()
     name: str = ""
     split: str = ""
@@ -52,7 +54,7 @@ class Sequences:
     augmentation: Augmentation | None = None
 
     def __post_init__(self) -> None:
-        for field in ("observed", "u"):
+        for field in ("observed", "u", "y"):
             other = getattr(self, field)
             if other is None:
                 continue
@@ -74,13 +76,13 @@ class Sequences:
         """The sequences at `indices`, in that order."""
         picked: dict[str, Any] = {}
         indices = list(indices)
-        for name in ("x", "observed", "u", "names"):
+        for name in ("x", "observed", "u", "y", "names"):
             items = getattr(self, name)
             picked[name] = [items[i] for i in indices] if items else items
         return replace(self, **picked)
 
     def padded(self) -> Batch:
-        """All sequences as one batch: `x` `[N, T, ...]`, `mask` `[N, T]`, `row` `[N]`, and `observed`, `u` if there are any."""
+        """All as one batch: `x` `[N, T, ...]`, `mask` `[N, T]`, `row` `[N]`, and `observed`, `u`, `y` if there are any."""
         return _pad(self, range(len(self)))
 
 
@@ -93,7 +95,7 @@ def _pad(data: Sequences, rows: Iterable[int], vary: Callable[[int, np.ndarray],
     lengths = data.lengths[rows]
     num_steps = max(1, int(lengths.max(initial=0)))
     batch = {"mask": np.arange(num_steps) < lengths[:, None], "row": np.asarray(rows, np.int32)}
-    for name in ("x", "observed", "u"):
+    for name in ("x", "observed", "u", "y"):
         arrays = getattr(data, name)
         if arrays is None:
             continue

@@ -18,6 +18,13 @@ MIN_STDDEV = 1e-4  # a density may not grow without bound on a repeated value
 _POISSON_MAX = 4096  # largest count that is drawn
 
 
+def check_support(x: np.ndarray, supported: np.ndarray, rule: str, hint: str) -> None:
+    """Raises ValueError where the finite array x is not in a family's support, bool of its shape."""
+    if not supported.all():
+        place = tuple(int(i) for i in np.argwhere(~supported)[0])
+        raise ValueError(f"`x` must be {rule}; received {x[place]:.6g} at index {place}. {hint}")
+
+
 class Head(keras.layers.Layer):
     """Features `[..., F]` -> a distribution with one independent factor a feature, batch shape `[..., D]`.
 
@@ -90,11 +97,7 @@ class Head(keras.layers.Layer):
     @classmethod
     def check(cls, x: np.ndarray, event_dim: int) -> None:
         """Raises ValueError where the finite array x holds what the family cannot produce."""
-        bad = ~cls.supports(x, event_dim)
-        if bad.any():
-            place = tuple(int(i) for i in np.argwhere(bad)[0])
-            rule = cls.support.format(event_dim - 1)
-            raise ValueError(f"`x` must be {rule}; received {x[place]:.6g} at index {place}. {cls.hint}")
+        check_support(x, cls.supports(x, event_dim), cls.support.format(event_dim - 1), cls.hint)
 
     # What a family defines -----------------------------------------------------------------------------------------
     def distribution(self, *parameters: tf.Tensor) -> tfd.Distribution:
@@ -148,6 +151,18 @@ class Normal(Head):
         return tf.cast(distribution.quantile(tf.cast(uniform, distribution.dtype)), tf.float32)
 
 
+def poisson_quantile(rate: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+    """The smallest count whose cumulative probability reaches `uniform`, by bisection; float32 of the shape of `rate`."""
+    uniform = tf.cast(uniform, rate.dtype)
+    low, high = tf.zeros_like(rate) - 1.0, tf.zeros_like(rate) + float(_POISSON_MAX)
+    for _ in range(13):  # 2^13 > _POISSON_MAX + 1
+        middle = tf.floor((low + high) / 2.0)
+        reached = tf.math.igammac(tf.maximum(middle, 0.0) + 1.0, rate) >= uniform
+        reached = reached & (middle >= 0.0)
+        low, high = tf.where(reached, low, middle), tf.where(reached, middle, high)
+    return tf.cast(high, tf.float32)
+
+
 @keras.saving.register_keras_serializable("tfseq")
 class Poisson(Head):
     """Counts: x_d ~ Poisson(exp(a_d))."""
@@ -162,16 +177,7 @@ class Poisson(Head):
         return np.log(np.maximum(mean, 1e-4))
 
     def sample(self, distribution: tfd.Distribution, uniform: tf.Tensor) -> tf.Tensor:
-        """Bisection on the cumulative distribution: the smallest count whose cdf reaches `uniform`."""
-        rate = distribution.rate_parameter()
-        uniform = tf.cast(uniform, rate.dtype)
-        low, high = tf.zeros_like(rate) - 1.0, tf.zeros_like(rate) + float(_POISSON_MAX)
-        for _ in range(13):  # 2^13 > _POISSON_MAX + 1
-            middle = tf.floor((low + high) / 2.0)
-            reached = tf.math.igammac(tf.maximum(middle, 0.0) + 1.0, rate) >= uniform
-            reached = reached & (middle >= 0.0)
-            low, high = tf.where(reached, low, middle), tf.where(reached, middle, high)
-        return tf.cast(high, tf.float32)
+        return poisson_quantile(distribution.rate_parameter(), uniform)
 
     @classmethod
     def supports(cls, x: Any, event_dim: int) -> Any:

@@ -42,6 +42,10 @@ class Models(Mapping[str, type["SequenceModel"]]):
 
 MODELS = Models(
     {
+        "hmm": Entry(
+            "tfseq.models.hmm:HiddenMarkovModel",
+            "Hidden Markov model: exact inference; gradient, EM, MAP or variational Bayes (Rabiner 1989, Beal 2003)",
+        ),
         "dmm": Entry(
             "tfseq.models.dmm:DeepMarkovModel",
             "Deep Markov model: neural state-space model trained on its ELBO (Krishnan et al. 2017)",

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfseq import checks
 from tfseq.ops import random
 from tfseq.ops.masking import masked_sum, pad
+from tfseq.ops.scan import without_gradients
 
 Batch = dict[str, Any]
 Endpoint = tuple[Callable[..., dict[str, tf.Tensor]], list[tf.TensorSpec]]
@@ -37,12 +38,12 @@ _IN_SUPPORT = (
 
 
 class Terms(NamedTuple):
-    """What a model states of a batch: equal shapes, `[B, T]` or `[B]`, nats.
+    """What a model states of a batch, nats.
 
     Attributes:
-        log_lik: log-likelihood of the observations given what was inferred.
-        kl: divergence of what was inferred from the prior; zeros where there is none.
-        mask: True where an entry is real.
+        log_lik: log-likelihood of the observations given what was inferred: of each step `[B, T]`, or of each sequence `[B]`.
+        kl: divergence of what was inferred from the prior, of the same shape; zeros where there is none.
+        mask: `[B, T]`, True where a step is real.
         objective: `[B]`, maximised instead of `log_lik - kl_weight * kl` where the gradient belongs to another quantity.
     """
 
@@ -50,6 +51,10 @@ class Terms(NamedTuple):
     kl: tf.Tensor
     mask: tf.Tensor
     objective: tf.Tensor | None = None
+
+    def per_sequence(self, values: tf.Tensor) -> tf.Tensor:
+        """`values`, which may be `[B, T]` or `[B]` as `log_lik`, summed over real steps: `[B]`."""
+        return values if values.shape.rank == 1 else masked_sum(values, self.mask, axis=-1)
 
 
 def num_replicas() -> int:
@@ -112,6 +117,34 @@ def _data_errors() -> Iterator[None]:
         raise
 
 
+def graph(method: Callable) -> Callable:
+    """`method`, which infers and does not train, as a graph, compiled with XLA where the model was (`compile(jit_compile=True)`).
+
+    Called while another graph is traced, such as that of a served signature, it becomes a part of that.
+    """
+
+    @functools.wraps(method)
+    def traced(*arguments: Any) -> Any:
+        with without_gradients():
+            return method(*arguments)
+
+    options = {"autograph": False, "reduce_retracing": True}
+    graphs = {False: tf.function(traced, **options), True: tf.function(traced, jit_compile=True, **options)}
+
+    @functools.wraps(method)
+    def call(model: Any, *arguments: Any) -> Any:
+        run = graphs[bool(getattr(model, "jit_compile", False))] if tf.executing_eagerly() else traced
+        return run(model, *arguments)
+
+    return call
+
+
+def counts(**counts: int) -> list[tf.Tensor]:
+    """Whole numbers of at least 1 as tensors, so that another number does not trace another graph."""
+    checks.at_least(1, **counts)
+    return [tf.constant(n) for n in counts.values()]
+
+
 def _under_its_dtype(constructor: Callable[..., None]) -> Callable[..., None]:
     """`constructor` with its argument `dtype` as the global dtype policy while it runs."""
 
@@ -133,6 +166,15 @@ class SequenceModel(keras.Model):
 
     A model's hyper-parameters are the keyword-only arguments of its constructor, which ends with `self.create_weights()`.
     """
+
+    has_kl: ClassVar[bool] = True
+    """Whether training balances a likelihood and a divergence, which are then logged."""
+
+    methods: tuple[str, ...] = ("gradient",)
+    """Ways of training, chosen at `compile`; all but `"gradient"` are closed-form updates and need no optimiser."""
+
+    optional: ClassVar[frozenset[str]] = frozenset({"observed"})
+    """Entries of a batch that may be absent."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Named sets of hyper-parameters, for example those of a paper."""
@@ -158,7 +200,7 @@ class SequenceModel(keras.Model):
         self.seed = self.add_weight(shape=(2,), dtype="int32", initializer=_constant(drawn), trainable=False, name="seed")
         self.kl_weight = self.add_weight(shape=(), initializer="ones", trainable=False, name="kl_weight")
         self.bound_metric = PerStep("nats_per_step")
-        self.parts_metrics = [PerStep("reconstruction"), PerStep("kl")]
+        self.parts_metrics = [PerStep("reconstruction"), PerStep("kl")] if self.has_kl else []
 
     # What a model defines ------------------------------------------------------------------------------------------
 
@@ -203,7 +245,7 @@ class SequenceModel(keras.Model):
                 spec.dtype.as_numpy_dtype,
             )
             for name, spec in specs.items()
-            if name != "observed"
+            if name not in self.optional
         }
 
     @classmethod
@@ -253,9 +295,10 @@ class SequenceModel(keras.Model):
         specs = self.batch_spec()
         if not isinstance(data, Mapping):
             fields = [n for n in ("x", "observed", "u") if getattr(data, n, None) is not None] if hasattr(data, "x") else []
+            fields += ["y"] if getattr(data, "y", None) is not None else []
             data = {name: getattr(data, name) for name in fields} if fields else {"x": data}
         data = {name: value for name, value in data.items() if value is not None}
-        unknown = sorted(set(data) - set(specs) - {"mask", "row", "seed"})
+        unknown = sorted(set(data) - set(specs) - {"mask", "row", "seed", "y"})  # labels are of no use to some models
         if unknown:
             raise ValueError(f"A batch of {type(self).__name__} takes {sorted({*specs, 'mask'})}; received also {unknown}.")
         lengths = None
@@ -263,7 +306,7 @@ class SequenceModel(keras.Model):
         for name, spec in specs.items():
             value = data.get(name)
             if value is None:
-                if name == "observed":
+                if name in self.optional:
                     continue
                 raise ValueError(
                     f"The batch has no `{name}`; {type(self).__name__} needs {spec.dtype.name} of shape {spec.shape}."
@@ -350,7 +393,63 @@ class SequenceModel(keras.Model):
         batch["seed"] = random.row_seeds(batch.get("seed", random.fold_in(self.seed.value, step)), batch["row"])
         return batch
 
+    def given(self, x: Any, mask: Any = None, seed: Any = (0, 0), **apart: Any) -> Batch:
+        """The arguments of a method as a complete batch: x alone, or a whole batch (then `mask` and `apart` belong into it)."""
+        apart = {"mask": mask, **apart}
+        if not (isinstance(x, Mapping) or hasattr(x, "x")):
+            batch = self.as_batch({"x": x, **apart})
+        elif twice := [name for name, value in apart.items() if value is not None]:
+            raise ValueError(f"`x` is a whole batch, so `{twice[0]}` belongs into it; it was given beside it.")
+        else:
+            batch = self.as_batch(x)
+        batch.setdefault("seed", random.as_seed(seed))
+        return self.complete(batch)
+
+    def future_controls(self, u: Any, num_rows: Any, num_steps: Any, name: str) -> tf.Tensor | None:
+        """Controls of the steps to come as a tensor `[num_rows, num_steps, U]`; None where the model has none."""
+        spec = self.batch_spec().get("u")
+        if spec is None:
+            return None
+        wanted = [int(num_rows), int(num_steps), spec.shape[2]]
+        if u is None or list(np.shape(u)) != wanted:
+            raise ValueError(
+                f"`{name}` must give the controls of the steps to come, shape {wanted}; "
+                f"received {None if u is None else np.shape(u)}."
+            )
+        return tf.convert_to_tensor(u, tf.float32)
+
     # Training ------------------------------------------------------------------------------------------------------
+
+    def compile(
+        self, optimizer: Any = "rmsprop", *, method: str = "gradient", step_size: float | None = None, **kwargs: Any
+    ) -> None:
+        """Keras's `compile`, and the way of training.
+
+        Args:
+            optimizer: any of Keras's, for `method="gradient"`.
+            method: one of `methods`.
+            step_size: of closed-form updates after every batch (`"em"`): after batch n the statistics are those before times
+                1 - r, plus r times the batch's, r = (n + 1)^-step_size with step_size in (0.5, 1] (Cappe and Moulines 2009).
+                None: one update after every pass over the data.
+            **kwargs: as of Keras.
+        """
+        checks.choice("method", method, self.methods)
+        if step_size is not None and (method != "em" or not 0.5 < step_size <= 1.0):
+            raise ValueError(
+                f"`step_size` must lie in (0.5, 1] and is for method='em'; received {step_size} with method={method!r}."
+            )
+        super().compile(optimizer if method == "gradient" else None, **kwargs)
+        self.method, self.step_size = method, step_size
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        config = super().get_compile_config()
+        return config and {**config, "method": self.method, "step_size": self.step_size}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """As Keras's own, which would refuse a `compile` that is not."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None:
+            self.optimizer.build(self.trainable_variables)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -364,7 +463,7 @@ class SequenceModel(keras.Model):
 
     def _loss(self, terms: Terms) -> tuple[tf.Tensor, tf.Tensor]:
         """(loss in nats per real step of all replicas, their number); metrics are updated."""
-        log_lik, kl = masked_sum(terms.log_lik, terms.mask), masked_sum(terms.kl, terms.mask)
+        log_lik, kl = (tf.reduce_sum(terms.per_sequence(a)) for a in (terms.log_lik, terms.kl))
         count = tf.math.count_nonzero(terms.mask, dtype=log_lik.dtype)
         # the sums of all replicas: each replica's own count would weigh its rows by their lengths
         total_lik, total_kl, steps = sum_over_replicas([tf.stop_gradient(log_lik), tf.stop_gradient(kl), count])
@@ -373,7 +472,7 @@ class SequenceModel(keras.Model):
         loss = tf.math.divide_no_nan(-objective, steps)
         self._loss_tracker.update_state(tf.math.divide_no_nan(weight * total_kl - total_lik, steps), sample_weight=steps)
         self.bound_metric.update_state(total_kl - total_lik, steps)
-        for metric, value in zip(self.parts_metrics, (-total_lik, total_kl), strict=True):
+        for metric, value in zip(self.parts_metrics, (-total_lik, total_kl), strict=False):
             metric.update_state(value, steps)
         return loss, steps
 

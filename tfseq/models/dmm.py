@@ -9,7 +9,6 @@ Inside this file time comes first: T steps, B rows, S samples, Z latent, H hidde
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
@@ -24,11 +23,11 @@ from tfseq.layers import heads
 from tfseq.layers.flows import InverseAutoregressiveFlow
 from tfseq.layers.mlp import MLP
 from tfseq.layers.recurrent import Cell, Recurrent
-from tfseq.models.base import FROM_DATA, Batch, Endpoint, SequenceModel, Terms
+from tfseq.models.base import FROM_DATA, Batch, Endpoint, SequenceModel, Terms, counts, graph
 from tfseq.ops import bounds, particles, random
 from tfseq.ops.linear import project
 from tfseq.ops.masking import fill, lengths_to_mask, mask_to_lengths, masked_sum
-from tfseq.ops.scan import Multiply, loop, scan, without_gradients
+from tfseq.ops.scan import Multiply, loop, scan
 
 Dense = keras.layers.Dense
 
@@ -191,23 +190,6 @@ class StructuredGuide(keras.layers.Layer):
             return tf.cast(mean, self.compute_dtype), tf.cast(precision**-0.5, self.compute_dtype)
 
         return structured if self.is_structured else mean_field
-
-
-def _graph(method: Callable) -> Callable:
-    """`method`, which infers and does not train, as a graph."""
-
-    @functools.wraps(method)
-    def traced(*arguments: Any) -> Any:
-        with without_gradients():
-            return method(*arguments)
-
-    return tf.function(traced, autograph=False, reduce_retracing=True)
-
-
-def _counts(**counts: int) -> list[tf.Tensor]:
-    """Whole numbers of at least 1 as tensors, so that another number does not trace another graph."""
-    checks.at_least(1, **counts)
-    return [tf.constant(n) for n in counts.values()]
 
 
 def gaussian_kl(mean: tf.Tensor, stddev: tf.Tensor, prior_mean: tf.Tensor, prior_stddev: tf.Tensor) -> tf.Tensor:
@@ -528,7 +510,7 @@ class DeepMarkovModel(SequenceModel):
             observed: `[B, T, D]` bool, False where a feature was not measured.
             u: controls `[B, T, U]`, where the model has them.
         """
-        return self._bounds(self._given(x, mask, seed, observed, u), *_counts(num_samples=num_samples))[0]
+        return self._bounds(self.given(x, mask, seed, observed=observed, u=u), *counts(num_samples=num_samples))[0]
 
     def importance_log_prob(
         self, x: Any, mask: Any = None, num_samples: int = 100, seed: Any = (0, 0), *, observed: Any = None, u: Any = None
@@ -538,11 +520,11 @@ class DeepMarkovModel(SequenceModel):
         A lower bound in expectation that rises with `num_samples` towards log p(x). Arguments as of `elbo`; memory
         does not grow with `num_samples`.
         """
-        return self._bounds(self._given(x, mask, seed, observed, u), *_counts(num_samples=num_samples))[1]
+        return self._bounds(self.given(x, mask, seed, observed=observed, u=u), *counts(num_samples=num_samples))[1]
 
     def bounds(self, data: Any, num_samples: int, seed: Any = (0, 0)) -> tuple[tf.Tensor, tf.Tensor]:
         """(`elbo`, `importance_log_prob`) of each sequence from the same samples, `[B]` each, with the sampled KL."""
-        return self._bounds(self._given(data, None, seed, None, None), *_counts(num_samples=num_samples))
+        return self._bounds(self.given(data, seed=seed), *counts(num_samples=num_samples))
 
     def posterior(
         self, x: Any, mask: Any = None, seed: Any = (0, 0), num_samples: int = 100, *, observed: Any = None, u: Any = None
@@ -551,13 +533,13 @@ class DeepMarkovModel(SequenceModel):
 
         Mean and stddev are those over `num_samples` paths, since each step's Gaussian depends on the step before.
         """
-        return self._posterior(self._given(x, mask, seed, observed, u), *_counts(num_samples=num_samples))
+        return self._posterior(self.given(x, mask, seed, observed=observed, u=u), *counts(num_samples=num_samples))
 
     def sample(self, num_sequences: int, num_steps: int, seed: Any = (0, 0), *, u: Any = None) -> tf.Tensor:
         """New sequences `[num_sequences, num_steps, D]`; `u` `[num_sequences, num_steps, U]` where the model has controls."""
-        num_sequences, num_steps = _counts(num_sequences=num_sequences, num_steps=num_steps)
+        num_sequences, num_steps = counts(num_sequences=num_sequences, num_steps=num_steps)
         seed = random.row_seeds(seed, tf.range(num_sequences))
-        return self._sample(num_steps, seed, self._future(u, num_sequences, num_steps, "u"))
+        return self._sample(num_steps, seed, self.future_controls(u, num_sequences, num_steps, "u"))
 
     def forecast(
         self,
@@ -576,20 +558,20 @@ class DeepMarkovModel(SequenceModel):
         The state at the last step is drawn from the guide, the rest from the model. Arguments as of `elbo`; `future_u`
         `[B, num_steps, U]` are the controls to come, which the caller sets (an intervention, do(u)).
         """
-        batch = self._given(x, mask, seed, observed, u)
-        num_steps, num_samples = _counts(num_steps=num_steps, num_samples=num_samples)
+        batch = self.given(x, mask, seed, observed=observed, u=u)
+        num_steps, num_samples = counts(num_steps=num_steps, num_samples=num_samples)
         return self._forecast(
-            batch, num_steps, num_samples, self._future(future_u, tf.shape(batch["x"])[0], num_steps, "future_u")
+            batch, num_steps, num_samples, self.future_controls(future_u, tf.shape(batch["x"])[0], num_steps, "future_u")
         )
 
     def impute(
         self, x: Any, mask: Any = None, observed: Any = None, num_samples: int = 1, seed: Any = (0, 0), *, u: Any = None
     ) -> tf.Tensor:
         """Completions `[B, num_samples, T, D]`: x where `observed`, else a sample given what was; zeros at padded steps."""
-        batch = self._given(x, mask, seed, observed, u)
+        batch = self.given(x, mask, seed, observed=observed, u=u)
         if "observed" not in batch:
             raise ValueError("`impute` needs `observed`, bool of the shape of `x`, False where a value is to be filled in.")
-        return self._impute(batch, *_counts(num_samples=num_samples))
+        return self._impute(batch, *counts(num_samples=num_samples))
 
     def init_state(self, num_sequences: int, num_particles: int = 256) -> dict[str, tf.Tensor]:
         """State of the particle filter before the first observation; see `filter_step`."""
@@ -619,32 +601,9 @@ class DeepMarkovModel(SequenceModel):
         """The ELBO of each sequence, `[B]`: what `predict` returns."""
         return bounds.elbo(*self.terms(self.complete(batch), training)[:3])
 
-    def _given(self, x: Any, mask: Any, seed: Any, observed: Any, u: Any) -> Batch:
-        """The arguments of a method as a complete batch."""
-        apart = {"mask": mask, "observed": observed, "u": u}
-        if not (isinstance(x, Mapping) or hasattr(x, "x")):
-            batch = self.as_batch({"x": x, **apart})
-        elif twice := [name for name, value in apart.items() if value is not None]:
-            raise ValueError(f"`x` is a whole batch, so `{twice[0]}` belongs into it; it was given beside it.")
-        else:
-            batch = self.as_batch(x)
-        batch.setdefault("seed", random.as_seed(seed))
-        return self.complete(batch)
-
-    def _future(self, u: Any, num_rows: Any, num_steps: Any, name: str) -> tf.Tensor | None:
-        if not self.control_dim:
-            return None
-        wanted = [int(num_rows), int(num_steps), self.control_dim]
-        if u is None or list(np.shape(u)) != wanted:
-            raise ValueError(
-                f"`{name}` must give the controls of the steps to come, shape {wanted}; "
-                f"received {None if u is None else np.shape(u)}."
-            )
-        return tf.convert_to_tensor(u, tf.float32)
-
     # Their graphs --------------------------------------------------------------------------------------------------
 
-    @_graph
+    @graph
     def _bounds(self, batch: Batch, num_samples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         inputs = self._inputs(batch)
         encoded = self._context(inputs)
@@ -658,7 +617,7 @@ class DeepMarkovModel(SequenceModel):
         chunk = tf.maximum(1, _CHUNK_FLOATS // tf.maximum(1, tf.size(batch["mask"]) * widest))
         return bounds.in_chunks(log_weights, num_samples, chunk, like)
 
-    @_graph
+    @graph
     def _posterior(self, batch: Batch, num_samples: tf.Tensor) -> Posterior:
         inputs = self._inputs(batch)
         latents = self._infer(inputs, self._context(inputs), tf.range(num_samples))
@@ -672,7 +631,7 @@ class DeepMarkovModel(SequenceModel):
         samples = fill(path, tf.repeat(keep[:, None], num_samples, 1))
         return Posterior(fill(mean, keep), fill(tf.sqrt(variance), keep), samples)
 
-    @_graph
+    @graph
     def _sample(self, num_steps: tf.Tensor, seed: tf.Tensor, u: tf.Tensor | None) -> tf.Tensor:
         z = tf.zeros([tf.shape(seed)[0], self.latent_dim], self.compute_dtype)
         return self._generate(z, self._silence(tf.shape(seed)[0]), tf.ones(tf.shape(seed)[:1], tf.bool), num_steps, seed, u)
@@ -705,7 +664,7 @@ class DeepMarkovModel(SequenceModel):
     def _shape_of_x(self, leading: tf.Tensor) -> tf.Tensor:
         return leading if self.head.is_symbol else tf.concat([leading, [self.head.event_dim]], 0)
 
-    @_graph
+    @graph
     def _forecast(self, batch: Batch, num_steps: tf.Tensor, num_samples: tf.Tensor, u: tf.Tensor | None) -> tf.Tensor:
         inputs = self._inputs(batch)
         numbers = tf.range(num_samples)
@@ -724,7 +683,7 @@ class DeepMarkovModel(SequenceModel):
         x = self._generate(z, per_sample(previous), per_sample(is_new), num_steps, seed, u)
         return tf.reshape(x, tf.concat([[tf.size(lengths), num_samples], tf.shape(x)[1:]], 0))
 
-    @_graph
+    @graph
     def _impute(self, batch: Batch, num_samples: tf.Tensor) -> tf.Tensor:
         inputs = self._inputs(batch)
         numbers = tf.range(num_samples)
@@ -752,7 +711,7 @@ class DeepMarkovModel(SequenceModel):
             {"previous": tf.zeros(self._shape_of_x(tf.stack([rows])), self.head.spec().dtype)} if self.augment else {}
         )
 
-    @_graph
+    @graph
     def _filter_step(
         self, x: tf.Tensor, state: dict[str, tf.Tensor], seed: tf.Tensor, u: tf.Tensor | None
     ) -> dict[str, tf.Tensor]:
