@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.special
 from scipy import linalg, stats
 
 Array = np.ndarray
@@ -253,3 +255,32 @@ class DeepMarkov:
             xs.append((uniform[t] < sigmoid(self.logits(z, previous))).astype(float))
             previous = self.encode(xs[-1])
         return np.array(xs)
+
+
+# Linear chains by enumeration of all K^T paths ----------------------------------------------------------------------
+
+
+def chain_by_enumeration(log_initial: np.ndarray, log_transition: np.ndarray, log_emission: np.ndarray, length: int) -> dict:
+    """Everything about chains of one length: log_initial `[K]`, log_transition `[T-1, K, K]`, log_emission `[B, T, K]`.
+
+    Returns:
+        `log_prob` `[B]`, `smoothed` `[B, L, K]`, `two_slice` `[B, L-1, K, K]`; `score` `[B]` and `path` `[B, L]` of the best.
+        Marginals are zero where every path is impossible.
+    """
+    num_states = log_emission.shape[-1]
+    paths = np.array(list(itertools.product(range(num_states), repeat=length)), int).reshape(num_states**length, length)  # [P, L]
+    is_at = np.eye(num_states)[paths]  # [P, L, K]
+    score = np.zeros((len(log_emission), len(paths)))
+    for t in range(length):
+        score += log_emission[:, t, paths[:, t]]
+        score += log_initial[paths[:, 0]] if t == 0 else log_transition[t - 1, paths[:, t - 1], paths[:, t]]
+    with np.errstate(invalid="ignore"):
+        log_prob = scipy.special.logsumexp(score, 1) if length else np.zeros(len(log_emission))
+        weight = np.where(np.isfinite(log_prob)[:, None], np.exp(score - log_prob[:, None]), 0.0)
+    return {
+        "log_prob": log_prob,
+        "smoothed": np.einsum("bp,ptk->btk", weight, is_at),
+        "two_slice": np.einsum("bp,pti,ptj->btij", weight, is_at[:, :-1], is_at[:, 1:]),
+        "score": score.max(1),
+        "path": paths[score.argmax(1)],
+    }

@@ -65,9 +65,14 @@ class Emission(keras.layers.Layer):
         checks.at_least(1, num_states=num_states, event_dim=event_dim)
         self.num_states, self.event_dim = num_states, event_dim
         self.prior = tuple(self.default_prior if prior is None else map(float, prior))
-        if len(self.prior) != len(self.prior_names) or not all(a > 0.0 for a in self.prior):
+        if len(self.prior) != len(self.prior_names) or not all(0.0 < a < math.inf for a in self.prior):
             names = ", ".join(self.prior_names) or "nothing"
             raise ValueError(f"`emission_prior` must be positive numbers ({names}) for this emission; received {prior}.")
+        for argument, value in (("mean", mean), ("stddev", stddev)):
+            if value is not None and len(value) != event_dim:
+                raise ValueError(
+                    f"`{argument}` must have one number for each of the {event_dim} features; received {len(value)}."
+                )
         self.data_mean = np.zeros(event_dim) if mean is None else np.asarray(mean, float)
         scale = np.ones(event_dim) if stddev is None else np.asarray(stddev, float)
         self.data_stddev = np.where(scale > 0.0, scale, 1.0)  # a constant feature has a scale of its own unit
@@ -353,7 +358,7 @@ class CategoricalEmission(MultinomialEmission):
 
     @classmethod
     def supports(cls, x: Any, event_dim: int) -> Any:
-        return (x >= 0) & (x < event_dim)
+        return (x >= 0) & (x < event_dim) & (x % 1 == 0)
 
     def log_prob(self, x: tf.Tensor, observed: tf.Tensor | None, context: tf.Tensor | None, natural: Any = None) -> tf.Tensor:
         natural = self.table.log_probs() if natural is None else tf.cast(natural, self.compute_dtype)
@@ -649,6 +654,9 @@ class NormalEmission(Emission):
         return tf.reshape(form, [self.num_states, -1])
 
     def log_prob(self, x: tf.Tensor, observed: tf.Tensor | None, context: tf.Tensor | None, natural: Any = None) -> tf.Tensor:
+        if self.context_dim:  # a step is observed in full or not at all
+            found = super().log_prob(x, None, context, natural)
+            return found if observed is None else fill(found, tf.reduce_any(observed, -1))
         if observed is None or (self._plain and natural is None):
             found = super().log_prob(x, observed, context, natural)
             return found if observed is None else found - self._constant_of_missing(observed)
@@ -708,6 +716,8 @@ class NormalEmission(Emission):
             return super().statistics(x, observed, context, probs, natural)
         # a step of which nothing was observed says nothing; of others, missing features are latent too
         probs = tf.cast(fill(probs, tf.reduce_any(observed, -1)), tf.float64)
+        if self.context_dim:
+            return super().statistics(x, None, context, probs, natural)
         _, filled, rest = self._marginal(x, observed, natural)
         seen = tf.cast(observed, tf.float64)[:, :, None]
         filled = self._scaled(x)[:, :, None] * seen + filled * (1.0 - seen)
@@ -764,16 +774,20 @@ class NormalEmission(Emission):
 
     def maximise(self, statistics: list[tf.Tensor], prior: bool = False) -> None:
         weights, _, scales, count = self._posterior(statistics, prior)
-        own = self._moments_of(statistics)[0][:, 0, 0]
-        # of a state without data the parameters stay
-        alive = tf.ones_like(own, tf.bool) if prior else own > 1e-8
+        self._assign_mode(weights, scales, count, self._moments_of(statistics)[0][:, 0, 0], prior)
+
+    def _assign_mode(self, weights: tf.Tensor, scales: tf.Tensor, count: tf.Tensor, own: tf.Tensor, prior: bool) -> None:
+        """The mode given `_posterior`; `own`: steps of each state `[K]`. Without a prior, parameters without data stay."""
+        alive, shared = (
+            tf.ones_like(own, tf.bool) if prior else steps > 1e-8
+            for steps in (own, self._pool(own) if self.covariance == "tied" else own)
+        )
         divisor = count + (self._size + 1.0 + self._regressors() if prior else 0.0)
         self.weights_of_mean.assign(
             tf.where(alive[:, None, None], tf.cast(weights, self.compute_dtype), tf.convert_to_tensor(self.weights_of_mean))
         )
         old = tf.linalg.inv(self._precisions())
         covariance = scales / tf.maximum(divisor, 1e-30)[:, None, None, None]
-        shared = tf.ones_like(alive) if self.covariance == "tied" else alive
         self._set_covariances(tf.where(shared[:, None, None, None], covariance, old))
 
     def log_prior(self) -> tf.Tensor:
@@ -960,25 +974,17 @@ class StudentTEmission(NormalEmission):
         return [tf.matmul(flat, tf.reshape(features, [-1, features.shape[-1]]), transpose_a=True), sums]
 
     def typical_statistics(self) -> list[tf.Tensor]:
-        ones = tf.ones([self.num_states], tf.float64)
-        return [*super().typical_statistics(), tf.stack([ones, -ones], -1)]
+        half = 0.5 * tf.exp(tf.cast(self.log_df, tf.float64))  # of w ~ Gamma(half, half)
+        about = tf.math.digamma(half) - tf.math.log(half) - 1.0
+        return [*super().typical_statistics(), tf.stack([tf.ones_like(half), about], -1)]
 
     def maximise(self, statistics: list[tf.Tensor], prior: bool = False) -> None:
         weighted, (count, about) = statistics[0], tf.unstack(tf.cast(statistics[1], tf.float64), axis=-1)
         # covariance: weighted scatter over the plain count
         weights, _, scales, total = self._posterior([weighted], prior)
-        plain = self._pool(count) if self.covariance == "tied" else count
-        total += (
-            plain - (self._pool if self.covariance == "tied" else tf.identity)(self._moments_of([weighted])[0][:, 0, 0])
-        ) * self._repeats
-        divisor = total + (self._size + 1.0 + self._regressors() if prior else 0.0)
-        alive = count > 1e-8
-        self.weights_of_mean.assign(
-            tf.where(alive[:, None, None], tf.cast(weights, self.compute_dtype), tf.convert_to_tensor(self.weights_of_mean))
-        )
-        old = tf.linalg.inv(self._precisions())
-        covariance = scales / tf.maximum(divisor, 1e-30)[:, None, None, None]
-        self._set_covariances(tf.where(alive[:, None, None, None], covariance, old))
+        change = count - self._moments_of([weighted])[0][:, 0, 0]
+        total += (self._pool(change) if self.covariance == "tied" else change) * self._repeats
+        self._assign_mode(weights, scales, total, count, prior)
         # log(nu / 2) + 1 - digamma(nu / 2) + mean(E log w - E w) = 0 falls with nu: bisection on log nu
         mean = tf.math.divide_no_nan(about, count)
         low, high = (
@@ -990,7 +996,7 @@ class StudentTEmission(NormalEmission):
             half = 0.5 * tf.exp(middle)
             above = tf.math.log(half) + 1.0 - tf.math.digamma(half) + mean > 0.0
             low, high = tf.where(above, middle, low), tf.where(above, high, middle)
-        self.log_df.assign(tf.where(alive, tf.cast(low, self.log_df.dtype), tf.convert_to_tensor(self.log_df)))
+        self.log_df.assign(tf.where(count > 1e-8, tf.cast(low, self.log_df.dtype), tf.convert_to_tensor(self.log_df)))
 
     def _noise(self, states: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
         df = tf.gather(tf.exp(tf.convert_to_tensor(self.log_df)), states)

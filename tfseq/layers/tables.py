@@ -58,12 +58,19 @@ class ProbabilityTable(keras.layers.Layer):
         rows, columns = self.shape = (int(shape[0]), int(shape[1]))
         fixed = np.full(self.shape, np.nan) if fixed is None else _matrix(f"fixed_{label}", fixed, self.shape, nan=True)
         tied = np.arange(rows * columns).reshape(self.shape) if tied is None else _matrix(f"tied_{label}", tied, self.shape)
-        concentration = np.broadcast_to(np.asarray(concentration, float), self.shape)
+        concentration = np.asarray(concentration, float)
+        if concentration.shape not in ((), (columns,), self.shape):
+            raise ValueError(
+                f"`{label}_concentration` must be a number or have shape {list(self.shape)}; "
+                f"received {list(concentration.shape)}."
+            )
+        concentration = np.broadcast_to(concentration, self.shape)
         if not (concentration > 0.0).all():
             raise ValueError(f"`{label}_concentration` must be above 0; received {concentration.min():g}.")
         free, mass = np.isnan(fixed), 1.0 - np.nansum(np.where(np.isnan(fixed), 0.0, fixed), 1)
-        if (fixed[~free] < 0.0).any() or (mass < -1e-4).any() or (~free.any(1) & (np.abs(mass) > 1e-4)).any():
-            row = int(np.argmax(np.where(free.any(1), -mass, np.abs(mass))))
+        wrong = (fixed < 0.0).any(1) | (mass < -1e-4) | (~free.any(1) & (np.abs(mass) > 1e-4))
+        if wrong.any():
+            row = int(np.argmax(wrong))
             raise ValueError(
                 f"Fixed entries of a row of `fixed_{label}` must be probabilities that leave room for the free ones, or sum to 1 "
                 f"where none is free; row {row} is {fixed[row].tolist()}."
@@ -107,7 +114,7 @@ class ProbabilityTable(keras.layers.Layer):
         with np.errstate(divide="ignore"):
             self._log_share = np.where(free, np.log(np.maximum(mass, 1e-300))[:, None] - np.log(shared), 0.0)
             self._log_fixed = np.log(np.where(free, 1.0, fixed))
-        given = None if start is None else np.asarray(start, float)
+        given = None if start is None else _matrix(f"start_{label}", start, self.shape)
         logits = np.zeros((num_blocks, width))
         if given is not None:
             sums = np.bincount(flat, (given / np.exp(self._log_share))[free], num_blocks * width).reshape(num_blocks, width)
@@ -151,10 +158,11 @@ class ProbabilityTable(keras.layers.Layer):
 
     def assign(self, probs: Any) -> None:
         """Makes `probs` `[R, C]` the probabilities, as far as fixed and tied entries let it."""
-        self._set(self._label_counts(tf.cast(probs, tf.float64)))
+        self._set(self._label_counts(tf.constant(np.asarray(probs, np.float64))))
 
     def _set(self, labels: tf.Tensor) -> None:
         """Weights `[blocks, width]` of the labels -> logits. A block without any keeps what it has."""
+        labels = tf.cast(labels, tf.float64)
         total = tf.reduce_sum(tf.where(self._real, labels, tf.zeros_like(labels)), -1, keepdims=True)
         tiny = np.finfo(self.logits.dtype).tiny  # a logit that a later gradient can work with
         logits = tf.math.log(tf.maximum(tf.math.divide_no_nan(labels, total), tiny))
@@ -224,9 +232,14 @@ def stationary(log_transition: tf.Tensor) -> tf.Tensor:
 
 
 def _matrix(name: str, value: Any, shape: tuple[int, int], nan: bool = False) -> np.ndarray:
-    array = np.array([[np.nan if v is None else v for v in row] for row in value], float)
-    if array.shape != shape or (not nan and np.isnan(array).any()):
-        raise ValueError(f"`{name}` must have shape {list(shape)}; received {list(array.shape)}{'' if nan else ', without NaN'}.")
+    try:
+        array = np.array([[np.nan if v is None else v for v in row] for row in value], float)
+    except (TypeError, ValueError):  # not rows, or rows of several lengths
+        raise ValueError(f"`{name}` must have shape {list(shape)}; received {value!r}.") from None
+    if array.shape != shape:
+        raise ValueError(f"`{name}` must have shape {list(shape)}; received {list(array.shape)}.")
+    if not nan and np.isnan(array).any():
+        raise ValueError(f"`{name}` must hold a number everywhere; received {array.tolist()}.")
     return array
 
 

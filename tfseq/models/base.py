@@ -75,7 +75,7 @@ class PerStep(keras.metrics.Metric):
     """A sum divided by a count of steps: exact over batches of unequal lengths. Both come summed over replicas."""
 
     def __init__(self, name: str = "per_step", **kwargs: Any) -> None:
-        super().__init__(name=name, **kwargs)
+        super().__init__(name=name, **{"dtype": "float64", **kwargs})  # sums over a whole data set
         self.total = self.add_weight(shape=(), initializer="zeros", name="total")
         self.count = self.add_weight(shape=(), initializer="zeros", name="count")
 
@@ -194,12 +194,13 @@ class SequenceModel(keras.Model):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.autocast = False  # observations keep their precision; networks cast what they take
         self.step = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False, name="step")
         # drawn as Keras draws its seeds, so `keras.utils.set_random_seed` decides it; saved for resumed runs
         drawn = keras.random.randint((2,), 0, 2**31 - 1, dtype="int32")
         self.seed = self.add_weight(shape=(2,), dtype="int32", initializer=_constant(drawn), trainable=False, name="seed")
         self.kl_weight = self.add_weight(shape=(), initializer="ones", trainable=False, name="kl_weight")
-        self.bound_metric = PerStep("nats_per_step")
+        self.loss_metric, self.bound_metric = PerStep("loss"), PerStep("nats_per_step")
         self.parts_metrics = [PerStep("reconstruction"), PerStep("kl")] if self.has_kl else []
 
     # What a model defines ------------------------------------------------------------------------------------------
@@ -453,7 +454,7 @@ class SequenceModel(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        return [self._loss_tracker, self.bound_metric, *self.parts_metrics]
+        return [self.loss_metric, self.bound_metric, *self.parts_metrics]
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """The model is built at birth; Keras's symbolic build averages a batch over replicas, which fails for bool."""
@@ -470,7 +471,7 @@ class SequenceModel(keras.Model):
         weight = tf.cast(self.kl_weight, kl.dtype)
         objective = log_lik - weight * kl if terms.objective is None else tf.reduce_sum(terms.objective)
         loss = tf.math.divide_no_nan(-objective, steps)
-        self._loss_tracker.update_state(tf.math.divide_no_nan(weight * total_kl - total_lik, steps), sample_weight=steps)
+        self.loss_metric.update_state(weight * total_kl - total_lik, steps)
         self.bound_metric.update_state(total_kl - total_lik, steps)
         for metric, value in zip(self.parts_metrics, (-total_lik, total_kl), strict=False):
             metric.update_state(value, steps)

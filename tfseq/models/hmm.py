@@ -252,6 +252,7 @@ class HiddenMarkovModel(SequenceModel):
             tied_all = np.concatenate([one + i * (int(one.max()) + 1) for i in range(num_copies * steps)])
         stay = np.full([size, size], concentration) + sticky * np.eye(size)
         name, event_dim, mean, stddev, prior = self._make["emission"]
+        dtype = self.variable_dtype  # whatever the global policy is when copies are made
         initial = None if fixed_initial is None else [fixed_initial]
         return _Parameters(
             ProbabilityTable(
@@ -260,6 +261,7 @@ class HiddenMarkovModel(SequenceModel):
                 None,
                 initial_concentration,
                 label="initial",
+                dtype=dtype,
                 name="initial",
             ),
             ProbabilityTable(
@@ -269,6 +271,7 @@ class HiddenMarkovModel(SequenceModel):
                 np.tile(stay, [num_copies * steps, 1]),
                 label="transition",
                 name="transition",
+                dtype=dtype,
             ),
             EMISSIONS[name](
                 num_copies * size,
@@ -278,6 +281,7 @@ class HiddenMarkovModel(SequenceModel):
                 stddev=stddev,
                 pooled_states=size,
                 name="emission",
+                dtype=dtype,
                 **self._make["options"],
             ),
         )
@@ -424,7 +428,8 @@ class HiddenMarkovModel(SequenceModel):
 
     def _chain(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """What every function of `ops.chains` takes."""
-        transition = self._log_transition(batch.get("u"), tf.shape(batch["x"])[1])
+        u = fill(batch["u"], batch["mask"]) if self.control_dim else None
+        transition = self._log_transition(u, tf.shape(batch["x"])[1])
         return self._log_initial(), transition, self._log_emission(batch), batch["mask"]
 
     def terms(self, batch: Batch, training: bool = False) -> Terms:
@@ -517,8 +522,7 @@ class HiddenMarkovModel(SequenceModel):
         log_lik, steps, *statistics = sum_over_replicas([log_lik, steps, *statistics])
         # the prior counts once in a pass over the data, in its first batch
         penalty = tf.where(self.statistics_count.value == 0.0, self._penalty(), tf.constant(0.0, tf.float64))
-        loss = tf.math.divide_no_nan(penalty - log_lik, steps)
-        self._loss_tracker.update_state(loss, sample_weight=steps)
+        self.loss_metric.update_state(penalty - log_lik, steps)
         self.bound_metric.update_state(-log_lik, steps)
         if self.step_size is None:
             for total, new in zip(self.statistics, statistics, strict=True):
@@ -536,42 +540,39 @@ class HiddenMarkovModel(SequenceModel):
 
     def update(self) -> None:
         """M step of the statistics of a whole pass over the data, if there are any; they begin anew."""
-        if float(self.statistics_count) == 0.0:
-            return
+        if float(self.statistics_count.numpy()) > 0.0:
+            self._update(self.method)
+
+    @tf.function(autograph=False)
+    def _update(self, method: str) -> None:
         statistics = [a.value for a in self.statistics]
-        if self.method == "vb":
+        if method == "vb":
             for kept, new in zip(self.learned, statistics, strict=True):
                 kept.assign(new)
             for part, own in zip(self._all.parts, self._all.split(statistics), strict=True):
                 part.use_mean(own)
         elif self.is_stationary:
-            self._update_stationary(statistics)
+            self._update_stationary(statistics, method == "map")
         else:
-            self._all.maximise(statistics, self.method == "map")
+            self._all.maximise(statistics, method == "map")
         for total in (*self.statistics, self.statistics_count):
             total.assign(tf.zeros_like(total))
 
-    def _update_stationary(self, statistics: list[tf.Tensor]) -> None:
+    def _update_stationary(self, statistics: list[tf.Tensor], prior: bool) -> None:
         """The transitions enter p(z_1) too, so their part of the M step has no closed form: L-BFGS, never to a worse place."""
         first, pairs, *rest = statistics
-        table, prior = self.transition, self.method == "map"
+        table = self.transition
         self.emission.maximise(rest, prior)
-
         old = tf.cast(table.logits, tf.float64)
         table.maximise(pairs, prior)
         start = tf.maximum(tf.cast(table.logits, tf.float64), -30.0)
-        table.logits.assign(tf.cast(self._best_stationary(start, old, first[0], pairs), table.logits.dtype))
-
-    @graph
-    def _best_stationary(self, start: tf.Tensor, old: tf.Tensor, first: tf.Tensor, pairs: tf.Tensor) -> tf.Tensor:
-        """Logits of the transitions from L-BFGS begun at `start`, or `old` where these are better."""
 
         def loss(logits: tf.Tensor) -> tf.Tensor:
-            logs = self.transition.log_probs(logits)
+            logs = table.log_probs(logits)
             matrices = self._matrices(logs)
             delta = stationary(matrices if self.num_transitions == 1 else matrices[0])
-            gain = tf.reduce_sum(tf.math.multiply_no_nan(logs, pairs)) + tf.reduce_sum(delta * first)
-            return -gain - (self.transition.log_prior(logits) if self.method == "map" else 0.0)
+            gain = tf.reduce_sum(tf.math.multiply_no_nan(logs, pairs)) + tf.reduce_sum(delta * first[0])
+            return -gain - (table.log_prior(logits) if prior else 0.0)
 
         found = tfp.optimizer.lbfgs_minimize(
             lambda flat: tfp.math.value_and_gradient(lambda a: loss(tf.reshape(a, start.shape)), flat),
@@ -579,7 +580,7 @@ class HiddenMarkovModel(SequenceModel):
             max_iterations=30,
         )
         new = tf.reshape(found.position, start.shape)
-        return tf.where(loss(new) <= loss(old), new, old)
+        table.logits.assign(tf.cast(tf.where(loss(new) <= loss(old), new, old), table.logits.dtype))
 
     def fit(self, x: Any = None, y: Any = None, *, callbacks: Any = None, **kwargs: Any) -> keras.callbacks.History:
         """Keras's `fit`; y `[B, T]` are known states, -1 where unknown. EM, MAP and VB update after every epoch.
@@ -945,7 +946,7 @@ class HiddenMarkovModel(SequenceModel):
     def _sample(self, num_steps: tf.Tensor, seed: tf.Tensor, u: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         num_rows = tf.shape(seed)[0]
         nowhere = tf.fill([num_rows], -1)
-        earlier = tf.zeros([num_rows, self.num_lags, self.emission.event_dim])
+        earlier = tf.zeros([num_rows, self.num_lags, self.emission.event_dim]) + tf.constant(self.emission.data_mean, tf.float32)
         return self._generate(nowhere, earlier, tf.zeros_like(nowhere), num_steps, seed, u)
 
     def _generate(

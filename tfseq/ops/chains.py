@@ -23,7 +23,7 @@ Of a recursion there are three forms, equal but for rounding:
 - `"blocked"`: the chain cut into about sqrt(T) blocks, whose K x K transfer matrices are found side by side: O(sqrt(T)) steps of
   O(B sqrt(T) K^3), memory T K. For long chains and few of them;
 - `"associative"`: `tfp.math.scan_associative` over all transfer matrices (Sarkka and Garcia-Fernandez 2021): O(log T) steps,
-  memory T K^2. For accelerators;
+  memory T K^2. For accelerators; needs a number of steps that is known when the graph is made, and else is `"blocked"`;
 - `"auto"` chooses by the sizes and the device.
 
 Inside this file time comes first. A message is `[n, B, R, K]`: n blocks, R = 1 row, or R = K rows for a transfer matrix.
@@ -42,8 +42,10 @@ import tensorflow_probability as tfp
 from tfseq import checks
 from tfseq.ops.linear import project
 from tfseq.ops.masking import fill, mask_to_lengths
+from tfseq.ops.scan import wants_gradients
 
 Form = Literal["auto", "sequential", "blocked", "associative"]
+_LONG = 1024  # steps from which blocks pay
 FORMS = ("auto", "sequential", "blocked", "associative")
 
 
@@ -217,6 +219,8 @@ def _problem(log_initial: Any, log_transition: Any, log_emission: Any, mask: Any
     chain = _Chain(first, transition, (emission - offset[..., None])[:, :, None], keep, None)
     if form == "auto":
         form = _choose(emission)
+    elif form == "associative" and steps is None:
+        form = "blocked"
     return _Problem(chain, offset, mask, form)
 
 
@@ -233,7 +237,7 @@ def _choose(emission: tf.Tensor) -> str:
         return "sequential"
     if steps is None or rows is None:
         return "either"
-    return "blocked" if steps >= 1024 else "sequential"
+    return "blocked" if steps > _LONG else "sequential"
 
 
 def _take(ring: Any, chain: _Chain) -> _Chain:
@@ -333,11 +337,12 @@ def _cut(ring: Any, chain: _Chain, num_blocks: tf.Tensor | int) -> _Blocks:
     )
 
 
-def _block_count(num_steps: Any) -> Any:
-    """About sqrt(steps) blocks, a Python number where the number of steps is one."""
-    if isinstance(num_steps, int):
-        return max(1, math.isqrt(num_steps))
-    return tf.maximum(1, tf.cast(tf.sqrt(tf.cast(num_steps, tf.float64)), tf.int32))
+def _block_count(steps: Any, form: str) -> Any:
+    """About sqrt(steps) blocks, a Python number where the number of steps is one; of `"either"` one block where they are few."""
+    if isinstance(steps, int):
+        return max(1, math.isqrt(steps)) if form == "blocked" or steps >= _LONG else 1
+    count = tf.maximum(1, tf.cast(tf.sqrt(tf.cast(steps, tf.float64)), tf.int32))
+    return count if form == "blocked" else tf.where(steps >= _LONG, count, 1)
 
 
 def _run(ring: Any, chain: _Chain, blocks: _Blocks, message: tf.Tensor, before: Sequence[tf.Tensor] = ()) -> _Messages:
@@ -360,13 +365,15 @@ def _run(ring: Any, chain: _Chain, blocks: _Blocks, message: tf.Tensor, before: 
     return _Messages(predicted.stack(), log_norm.stack())
 
 
-def _transfer(ring: Any, chain: _Chain, blocks: _Blocks) -> tuple[tf.Tensor, tf.Tensor]:
+def _transfer(ring: Any, chain: _Chain, blocks: _Blocks, even_one: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
     """Transfer matrix of each block `[n, B, K, K]` over its normaliser, and the logarithm of that `[n, B, 1, 1]`."""
     size, num_blocks, rows = tf.unstack(tf.shape(blocks.emission)[:3])
     num_states = chain.first.shape[-1]
     identity = ring.take(tf.math.log(tf.eye(num_states, dtype=chain.first.dtype)))
     matrix = tf.tile(identity[None, None], [num_blocks, rows, 1, 1])
     zeros = tf.zeros([num_blocks, rows, 1, 1], matrix.dtype)
+    if not even_one:  # what is before a single block is known
+        size = tf.where(num_blocks > 1, size, 0)
 
     def body(t: tf.Tensor, matrix: tf.Tensor, total: tf.Tensor) -> tuple:
         matrix, _, log_norm = _advance(ring, matrix, chain.first, *blocks.at(t))
@@ -393,10 +400,6 @@ def _across(ring: Any, matrix: tf.Tensor, message: tf.Tensor) -> tuple[tf.Tensor
 def _messages(ring: Any, chain: _Chain, form: str) -> _Messages:
     """The recursion over all steps of a chain in the ring's values."""
     num_steps = chain.emission.shape[0]
-    if form == "either":
-        long = tf.shape(chain.emission)[0] >= 1024
-        forms = (lambda: tuple(_messages(ring, chain, "blocked")), lambda: tuple(_messages(ring, chain, "sequential")))
-        return _Messages(*tf.cond(long, *forms))
     if form == "associative":
         return _associative(ring, chain)
     message, log_norm = _beginning(ring, chain)
@@ -405,7 +408,7 @@ def _messages(ring: Any, chain: _Chain, form: str) -> _Messages:
         found = _run(ring, chain, _cut(ring, chain, 1), message[None], start)
         return _Messages(found.predicted[:, 0, :, 0], found.log_norm[:, 0, :, 0, 0])
     rest = num_steps - 1 if num_steps else tf.shape(chain.emission)[0] - 1
-    blocks = _cut(ring, chain, _block_count(rest))
+    blocks = _cut(ring, chain, _block_count(rest, form))
     incoming, _ = _across(ring, _transfer(ring, chain, blocks)[0], message[None])
     later = _run(ring, chain, blocks, incoming)
 
@@ -450,14 +453,7 @@ def _associative(ring: Any, chain: _Chain) -> _Messages:
 
 def _scan_all(compose: Callable, elements: Any) -> Any:
     """`scan_associative`, of no elements too."""
-    num = tf.nest.flatten(elements)[0].shape[0]
-    if num == 0:
-        return elements
-    if num is not None:
-        return tfp.math.scan_associative(compose, elements)
-    # one more element than there are, since it takes no fewer than one
-    longer = tf.nest.map_structure(lambda a: tf.pad(a, [[0, 1], *[[0, 0]] * (a.shape.rank - 1)]), elements)
-    return tf.nest.map_structure(lambda a: a[:-1], tfp.math.scan_associative(compose, longer))
+    return tfp.math.scan_associative(compose, elements) if tf.nest.flatten(elements)[0].shape[0] else elements
 
 
 def _difference(cumulative: tf.Tensor) -> tf.Tensor:
@@ -529,6 +525,8 @@ def log_prob(log_initial: Any, log_transition: Any, log_emission: Any, mask: Any
     d log Z / d log_emission[t, k] = p(z_t = k | x), and d log Z / d log_transition, d log_initial are the two-slice and the first
     marginals (Fisher's identity). The gradient has no gradient of its own.
     """
+    if not wants_gradients():  # a served graph has no use for them
+        return _log_prob(_scaled(_problem(log_initial, log_transition, log_emission, mask, form)))
     log_emission = tf.convert_to_tensor(log_emission)
     tensors = [tf.convert_to_tensor(a, log_emission.dtype) for a in (log_initial, log_transition)]
 
@@ -548,16 +546,13 @@ def log_prob(log_initial: Any, log_transition: Any, log_emission: Any, mask: Any
 
 
 def _log_prob(problem: _Problem) -> tf.Tensor:
-    def of(ring: Any, chain: _Chain, form: str = problem.form) -> tf.Tensor:
-        if form == "either":
-            long = tf.shape(chain.emission)[0] >= 1024
-            return tf.cond(long, lambda: of(ring, chain, "blocked"), lambda: of(ring, chain, "sequential"))
-        if form != "blocked":
-            return _total(_messages(ring, chain, form).log_norm)
+    def of(ring: Any, chain: _Chain) -> tf.Tensor:
+        if problem.form != "blocked":
+            return _total(_messages(ring, chain, problem.form).log_norm)
         message, log_norm = _beginning(ring, chain)  # the blocks' transfer matrices say enough
         num_steps = chain.emission.shape[0]
-        blocks = _cut(ring, chain, _block_count(num_steps - 1 if num_steps else tf.shape(chain.emission)[0] - 1))
-        matrix, total = _transfer(ring, chain, blocks)
+        blocks = _cut(ring, chain, _block_count(num_steps - 1 if num_steps else tf.shape(chain.emission)[0] - 1, "blocked"))
+        matrix, total = _transfer(ring, chain, blocks, even_one=True)
         _, across = _across(ring, matrix, message[None])
         return _total(tf.concat([(log_norm + across)[None], total], 0)[..., 0, 0])
 
@@ -752,7 +747,7 @@ def _trace_back(problem: _Problem, scores: tf.Tensor, noise: tf.Tensor | None, c
 
     form = problem.form
     if form == "either":
-        long = num_steps >= 1024
+        long = tf.shape(scores)[0] > _LONG
         traces = [lambda f=f: _trace_back(problem._replace(form=f), scores, noise, choose) for f in ("blocked", "sequential")]
         return tf.cond(long, *traces)
     last = choose(scores[-1][:, None], noise[-1])  # [B, S]; of a padded last step below
@@ -771,7 +766,7 @@ def _trace_back(problem: _Problem, scores: tf.Tensor, noise: tf.Tensor | None, c
         ]
         return tf.concat([states, last[None]], 0)
     rest = num_steps - 1
-    num_blocks = 1 if form != "blocked" else _block_count(rest)
+    num_blocks = _block_count(rest, form) if form == "blocked" else 1
     size = tf.maximum(1, -(-rest // num_blocks)) if form == "blocked" else rest
     filling = num_blocks * size - rest
 

@@ -66,6 +66,11 @@ def without_gradients() -> Iterator[None]:
         _WANTS_GRADIENTS.reset(token)
 
 
+def wants_gradients() -> bool:
+    """Whether what is traced now may be asked for its gradient."""
+    return _WANTS_GRADIENTS.get()
+
+
 @tf.custom_gradient
 def _known_product(x: tf.Tensor, kernel: tf.Tensor, transposed: tf.Tensor, product: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """`product`, which is x `[..., N]` times kernel `[N, M]` and was found before, with the gradient of that product.
@@ -99,7 +104,7 @@ def scan(step: Step, initial: Any, inputs: Any) -> tuple[Any, Any]:
     """
     initial_flat, inputs_flat = tf.nest.flatten(initial), tf.nest.flatten(inputs)
     num_states, num_steps = len(initial_flat), tf.shape(inputs_flat[0])[0]
-    if not _WANTS_GRADIENTS.get():
+    if not wants_gradients():
         like = step(initial, tf.nest.map_structure(lambda u: u[0], inputs), project)[1]
         return loop(lambda state, now: step(state, now, project), initial, inputs, like)
 
