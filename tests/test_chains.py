@@ -57,7 +57,7 @@ def test_everything_is_what_the_enumeration_of_paths_says(
         type(found)(*(a.numpy() for a in found))
         for found in (f(*chain, form=form) for f in (chains.filter, chains.posterior, chains.viterbi))
     )
-    pairs = chains.two_slice(*chain, form=form).numpy()
+    alone, pairs = (f(*chain, form=form).numpy() for f in (chains.smooth, chains.two_slice))
     _, smoothed, counts = (a.numpy() for a in chains.smooth_and_count(*chain, form=form))
     clean = np.where(mask[..., None], emission, 0.0)
     wanted_counts, wanted_slopes = np.zeros_like(pairs), np.zeros_like(pairs)
@@ -69,6 +69,7 @@ def test_everything_is_what_the_enumeration_of_paths_says(
         np.testing.assert_allclose(posterior.log_prob[rows], wanted["log_prob"], **close)
         np.testing.assert_allclose(posterior.smoothed[rows][:, :length], wanted["smoothed"], **close)
         np.testing.assert_allclose(smoothed[rows][:, :length], wanted["smoothed"], **close)
+        np.testing.assert_allclose(alone[rows][:, :length], wanted["smoothed"], **close)
         assert not np.any(posterior.smoothed[rows][:, length:])
         np.testing.assert_allclose(gradient[2][rows][:, :length], wanted["smoothed"] * weights[rows, None, None], **close)
         if length == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ from tfseq.data.batching import Sequences
 from tfseq.data.series import load_earthquakes
 from tfseq.distributions import HiddenMarkovModel as Distribution
 from tfseq.models.hmm import HiddenMarkovModel
+from tfseq.ops.precision import single_precision
 
 EARTHQUAKES = load_earthquakes("train")
 UMBRELLA = {"initial": [0.5, 0.5], "transition": [[0.7, 0.3], [0.3, 0.7]], "on": [0.9, 0.2]}
@@ -122,8 +124,8 @@ def test_em_finds_the_published_fits_of_the_earthquakes(
         EARTHQUAKES, num_states=num_states, emission="poisson", initial=initial, dtype="float64", num_starts=4
     )
     model.compile(method="em")
-    epochs = 40 if initial == "stationary" else 250  # the L-BFGS of the transitions makes longer steps
-    history = model.fit(EARTHQUAKES, epochs=epochs, verbose=0).history["loss"]
+    stop = keras.callbacks.EarlyStopping("loss", min_delta=1e-9, patience=2)
+    history = model.fit(EARTHQUAKES, epochs=400, verbose=0, callbacks=[stop]).history["loss"]
     assert np.diff(history).max(initial=0.0) * 107 < 1e-8
     found = model.information_criteria(EARTHQUAKES)
     np.testing.assert_allclose(found["log_prob"], log_prob, atol=5e-4)
@@ -576,3 +578,36 @@ def test_impossible_observations_have_log_probability_minus_infinity() -> None:
     y = np.array([[1, 0, 0]])  # begins in the second state, which left-right models do not
     assert model.log_prob(np.ones((1, 3, 1), np.float32), y=y)[0] == -np.inf
     assert not np.isnan(model.posterior_marginals(np.ones((1, 3, 1), np.float32), y=y)).any()
+
+
+# Devices -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signature", ["filter_step", "viterbi"])
+@pytest.mark.parametrize("name", ["categorical", "poisson", "full", "diag", "mixture", "student-t", "autoregressive", "varying"])
+def test_litert_runs_with_built_in_operations(name: str, signature: str, rng: np.random.Generator, tmp_path: Any) -> None:
+    model, data = model_for(name, rng, dtype="float32")
+    function, specs = model.endpoints()[signature]
+    fixed = [tf.TensorSpec([1, *(n or 12 for n in spec.shape[1:])], spec.dtype, spec.name) for spec in specs]
+
+    def positional(*values: tf.Tensor) -> dict[str, tf.Tensor]:
+        return function(**{spec.name: value for spec, value in zip(specs, values, strict=True)})
+
+    with single_precision():
+        traced = tf.function(positional, autograph=False).get_concrete_function(*fixed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorFlow's own interpreter is deprecated in favour of ai-edge-litert
+        archive = keras.export.ExportArchive()
+        archive.track(model)
+        archive.add_endpoint("serve", lambda *values: traced(*values), input_signature=fixed)
+        archive.write_out(str(tmp_path / "model"), verbose=False)
+        content = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "model")).convert()  # raises where it needs more
+        device = tf.lite.Interpreter(model_content=content)
+    run = device.get_signature_runner("serving_default")
+    x = np.asarray(data.x[0])[None]
+    state = {key: value.numpy() for key, value in model.init_state(1).items()}
+    given = {"x": x, "lengths": np.array([9], np.int32)} if signature == "viterbi" else {"x": x[:, 0], **state}
+    wanted = function(**{spec.name: tf.constant(given[spec.name]) for spec in specs})
+    found = run(**{spec.name: given[spec.name] for spec in specs})
+    for key, value in wanted.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-4, atol=1e-5)

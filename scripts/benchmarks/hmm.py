@@ -49,7 +49,8 @@ WORKLOADS = {
 }
 TASKS = ("score", "smoother", "Viterbi", "EM")
 CONTENDERS = {
-    "tfseq": ("tfseq", {}),
+    "tfseq": ("tfseq", {"variant": "model"}),
+    "tfseq functions": ("tfseq", {"variant": "functions"}),
     "hmmlearn log": ("hmmlearn", {"implementation": "log"}),
     "hmmlearn scaling": ("hmmlearn", {"implementation": "scaling"}),
     "dynamax model": ("dynamax", {"variant": "model"}),
@@ -139,15 +140,67 @@ def reference(data: dict[str, np.ndarray]) -> dict[str, float]:
     }
 
 
-def tfseq_tasks(data: dict[str, np.ndarray], threads: int) -> Tasks:
-    """The tasks in tfseq, compiled with XLA; parameters are arguments of the graphs, as a model's variables are."""
+def tfseq_tasks(data: dict[str, np.ndarray], threads: int, variant: str) -> Tasks:
+    """The tasks in tfseq, compiled with XLA: of the model, as users call it, or of `tfseq.ops.chains` alone.
+
+    Of the functions the log-probabilities of the emission come from one float32 product, as a user of them would write it.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    return (_tfseq_model if variant == "model" else _tfseq_functions)(data)
+
+
+def _tfseq_model(data: dict[str, np.ndarray]) -> Tasks:
+    import tensorflow as tf
+
+    from tfseq import HiddenMarkovModel
+
+    num_states = len(data["initial"])
+    is_symbol = "probs" in data
+    sizes = {"num_states": num_states, "observation_dim": data["probs" if is_symbol else "means"].shape[1]}
+    model = HiddenMarkovModel(**sizes, emission="categorical" if is_symbol else "normal", covariance="diag")
+    model.initial.assign(data["initial"][None])
+    model.transition.assign(data["transition"])
+    if is_symbol:
+        model.emission.table.assign(data["probs"])
+    else:
+        model.emission.assign(data["means"], np.stack([np.diag(v) for v in data["variances"]]))
+    model.compile(method="em", jit_compile=True)
+    batch = model.given(data["x"])
+    given = [(w, w.numpy()) for w in model.trainable_weights]
+
+    @tf.function(jit_compile=True, autograph=False)
+    def iteration(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        log_prob, statistics = model._expectation(batch, model._all, None)
+        model._all.maximise(statistics)
+        return tf.reduce_sum(log_prob), tf.exp(model.transition.log_probs())
+
+    def em() -> float:
+        for weight, value in given:
+            weight.assign(value)
+        log_prob, transition = iteration(batch)
+        return check_em(float(log_prob), transition.numpy(), data["x"])
+
+    def score() -> float:
+        return float(np.sum(model._log_prob(batch)))
+
+    def smoother() -> float:
+        return float(tf.reduce_sum(model._smooth(batch)[..., 0]))
+
+    def viterbi() -> float:
+        return float(np.sum(model._viterbi(batch).score))
+
+    return {"score": score, "smoother": smoother, "Viterbi": viterbi, "EM": em}
+
+
+def _tfseq_functions(data: dict[str, np.ndarray]) -> Tasks:
     import tensorflow as tf
 
     from tfseq.ops import chains
 
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
     x = tf.constant(data["x"])
     log_initial = tf.constant(np.log(data["initial"]), tf.float32)
     log_transition = tf.constant(np.log(data["transition"]), tf.float32)
@@ -177,14 +230,13 @@ def tfseq_tasks(data: dict[str, np.ndarray], threads: int) -> Tasks:
         return (tf.reduce_sum(chains.log_prob(*arguments)),)
 
     def smoother(*arguments: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        smoothed = chains.posterior(*arguments).smoothed
+        smoothed = chains.smooth(*arguments)
         return tf.reduce_sum(smoothed[..., 0]), smoothed
 
     def viterbi(*arguments: tf.Tensor) -> tuple[tf.Tensor, ...]:
         states, scores = chains.viterbi(*arguments)
         return tf.reduce_sum(scores), states
 
-    # "EM" is missing until there is `tfseq.models.hmm`: a task that returns `check_em(log_prob, new_transition, data["x"])`.
     return {"score": task(score), "smoother": task(smoother), "Viterbi": task(viterbi)}
 
 
@@ -192,7 +244,7 @@ def make_tasks(name: str, data: dict[str, np.ndarray], threads: int) -> Tasks:
     """The tasks of a contender."""
     library, options = CONTENDERS[name]
     if library == "tfseq":
-        return tfseq_tasks(data, threads)
+        return tfseq_tasks(data, threads, **options)
     if library == "hmmlearn":
         from peers import hmm_hmmlearn as peer
     elif library == "dynamax":

@@ -25,6 +25,7 @@ from tfseq.layers import heads
 from tfseq.layers.mlp import MLP
 from tfseq.layers.tables import ProbabilityTable
 from tfseq.ops.masking import fill
+from tfseq.ops.precision import is_single, wide
 
 Covariance = Literal["full", "diag", "spherical", "tied"]
 _LOG_2PI = math.log(2.0 * math.pi)
@@ -390,7 +391,7 @@ class PoissonEmission(Emission):
     def create(self) -> None:
         mean = np.maximum(self.data_mean, 0.1) * np.asarray(keras.random.uniform([self.num_states, self.event_dim], 0.5, 1.5))
         self.log_rate = self.add_weight(
-            shape=mean.shape, initializer=lambda shape, dtype=None: tf.cast(np.log(mean), dtype), name="log_rate"
+            autocast=False, shape=mean.shape, initializer=lambda shape, dtype=None: tf.cast(np.log(mean), dtype), name="log_rate"
         )
 
     @classmethod
@@ -509,10 +510,10 @@ class NormalEmission(Emission):
         self._plain = not self.context_dim and self._size == 1  # squares will do
         weights = np.zeros([self.num_states, num_regressors, self.event_dim])
         weights[:, 0] = np.asarray(keras.random.normal([self.num_states, self.event_dim]))
-        self.weights_of_mean = self.add_weight(shape=weights.shape, initializer=_start(weights), name="mean")
+        self.weights_of_mean = self.add_weight(autocast=False, shape=weights.shape, initializer=_start(weights), name="mean")
         # Cholesky factors of the precisions: exp of the diagonal, `[K, G, q, q]`
         shape = [self.num_states, self._groups, self._size, self._size]
-        self.raw_precision = self.add_weight(shape=shape, initializer="zeros", name="precision")
+        self.raw_precision = self.add_weight(autocast=False, shape=shape, initializer="zeros", name="precision")
 
     def context(self, x: tf.Tensor, u: tf.Tensor | None) -> tf.Tensor | None:
         if not self.context_dim:
@@ -539,13 +540,17 @@ class NormalEmission(Emission):
 
     # Parameters
 
+    def _raw(self) -> tf.Tensor:
+        """Cholesky factors of the precisions with the logarithms of their diagonal in its place, `[K, G, q, q]`."""
+        raw = tf.convert_to_tensor(self.raw_precision)
+        raw = self._pool(raw) / self.pooled_states if self.covariance == "tied" else raw
+        return tf.where(np.eye(self._size, dtype=bool), tf.minimum(raw, -math.log(_MIN_STDDEV)), raw)
+
     def _factors(self) -> tf.Tensor:
         """Lower Cholesky factors of the precisions, `[K, G, q, q]`."""
-        raw = tf.convert_to_tensor(self.raw_precision)
-        if self.covariance == "tied":
-            raw = self._pool(raw) / self.pooled_states
-        diagonal = tf.exp(tf.linalg.diag_part(raw))
-        return tf.linalg.set_diag(tf.linalg.band_part(raw, -1, 0), diagonal)
+        raw, eye = self._raw(), np.eye(self._size, dtype=bool)
+        below = raw * tf.constant(np.tri(self._size, k=-1), raw.dtype)
+        return tf.where(eye, tf.exp(tf.where(eye, raw, tf.zeros_like(raw))), below)
 
     def _pool(self, values: tf.Tensor) -> tf.Tensor:
         """Sums over the states that share their covariance, for each of them, `[K, ...]`."""
@@ -559,7 +564,8 @@ class NormalEmission(Emission):
 
     def _scaled(self, x: tf.Tensor) -> tf.Tensor:
         """x in units of the data's standard deviation about its mean, float64."""
-        return (tf.cast(x, tf.float64) - self.data_mean) / self.data_stddev
+        dtype = wide(self.compute_dtype)
+        return (tf.cast(x, dtype) - tf.constant(self.data_mean, dtype)) / tf.constant(self.data_stddev, dtype)
 
     def means(self) -> tf.Tensor:
         mean = self.weights_of_mean[:, 0] * tf.constant(self.data_stddev, self.compute_dtype)
@@ -600,15 +606,31 @@ class NormalEmission(Emission):
 
     def _set_covariances(self, scales: tf.Tensor) -> None:
         """Covariances `[K, G, q, q]` -> the weights; no variance falls below its floor."""
-        floor = tf.eye(self._size, dtype=scales.dtype) * _MIN_STDDEV**2
+        if self._size == 1:
+            raw = -0.5 * tf.math.log(tf.maximum(scales, _MIN_STDDEV**2))
+            self.raw_precision.assign(tf.cast(raw, self.raw_precision.dtype))
+            return
         values, vectors = tf.linalg.eigh(0.5 * (scales + tf.linalg.matrix_transpose(scales)))
-        values = 1.0 / tf.maximum(values, floor[0, 0])
+        values = 1.0 / tf.maximum(values, _MIN_STDDEV**2)
         precision = tf.matmul(vectors * values[..., None, :], vectors, transpose_b=True)
         factors = tf.linalg.cholesky(precision)
         raw = tf.linalg.set_diag(factors, tf.math.log(tf.linalg.diag_part(factors)))
         self.raw_precision.assign(tf.cast(raw, self.raw_precision.dtype))
 
     # Likelihood
+
+    def _mahalanobis(self, x: tf.Tensor, context: tf.Tensor | None) -> tf.Tensor:
+        """Squared distances from the means in units of the covariance, `[B, T, K]`: from the differences `[B, T, K, D]`."""
+        dtype, weights = self.compute_dtype, tf.convert_to_tensor(self.weights_of_mean)
+        y = (tf.cast(x, dtype) - tf.constant(self.data_mean, dtype)) / tf.constant(self.data_stddev, dtype)
+        mean = weights[:, 0]
+        if self.context_dim:
+            mean += tf.einsum("btp,kpd->btkd", tf.cast(context, dtype), weights[:, 1:])
+        gap = y[:, :, None] - mean
+        factors = self._factors()
+        if self._size == 1:
+            return tf.reduce_sum((gap * factors[:, :, 0, 0]) ** 2, -1)
+        return tf.reduce_sum(tf.einsum("btkd,kde->btke", gap, factors[:, 0]) ** 2, -1)
 
     def _joint(self, x: tf.Tensor, context: tf.Tensor | None) -> tf.Tensor:
         """w = (1, context, x) `[..., 1 + P + D]`, float64, x scaled."""
@@ -633,8 +655,8 @@ class NormalEmission(Emission):
 
     def _log_dets(self) -> tf.Tensor:
         """log |precision| of all D outputs, `[K]`."""
-        logs = tf.math.log(tf.linalg.diag_part(tf.cast(self._factors(), tf.float64)))
-        return 2.0 * self._repeats * tf.reduce_sum(logs, [1, 2])
+        raw = tf.cast(self._raw(), wide(self.compute_dtype))
+        return 2.0 * self._repeats * tf.reduce_sum(raw * tf.constant(np.eye(self._size), raw.dtype), [1, 2, 3])
 
     def _natural(self, weights: tf.Tensor, precisions: tf.Tensor, log_det: tf.Tensor, spread: tf.Tensor | None) -> tf.Tensor:
         """eta of -1/2 (x - W'c)' Lambda (x - W'c) - D/2 c' spread c + 1/2 log|Lambda|, without what `features` adds."""
@@ -654,6 +676,9 @@ class NormalEmission(Emission):
         return tf.reshape(form, [self.num_states, -1])
 
     def log_prob(self, x: tf.Tensor, observed: tf.Tensor | None, context: tf.Tensor | None, natural: Any = None) -> tf.Tensor:
+        if is_single() and observed is None and natural is None:
+            units = 0.5 * _LOG_2PI * self.event_dim + float(np.log(self.data_stddev).sum())
+            return 0.5 * (tf.cast(self._log_dets(), self.compute_dtype) - self._mahalanobis(x, context)) - units
         if self.context_dim:  # a step is observed in full or not at all
             found = super().log_prob(x, None, context, natural)
             return found if observed is None else fill(found, tf.reduce_any(observed, -1))
@@ -904,6 +929,16 @@ class NormalEmission(Emission):
         return tf.where(observed, x, moved)
 
 
+def _gamma_quantile(shape: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+    """Quantile of Gamma(shape, rate=shape), whose mean is 1, by bisection of its logarithm."""
+    low, high = tf.fill(tf.shape(uniform), tf.cast(-40.0, shape.dtype)), tf.fill(tf.shape(uniform), tf.cast(5.0, shape.dtype))
+    for _ in range(32):  # 45 / 2^32, the resolution of float32 at 1
+        middle = 0.5 * (low + high)
+        below = tf.math.igamma(shape, shape * tf.exp(middle)) < uniform
+        low, high = tf.where(below, middle, low), tf.where(below, high, middle)
+    return tf.exp(high)
+
+
 def _log_gamma(a: float, size: int) -> float:
     """log of the multivariate gamma function."""
     return 0.25 * size * (size - 1) * math.log(math.pi) + sum(math.lgamma(a - 0.5 * i) for i in range(size))
@@ -933,7 +968,10 @@ class StudentTEmission(NormalEmission):
     def create(self) -> None:
         super().create()
         self.log_df = self.add_weight(
-            shape=(self.num_states,), initializer=keras.initializers.Constant(math.log(self.df_start)), name="log_df"
+            autocast=False,
+            shape=(self.num_states,),
+            initializer=keras.initializers.Constant(math.log(self.df_start)),
+            name="log_df",
         )
 
     @property
@@ -947,6 +985,8 @@ class StudentTEmission(NormalEmission):
 
     def _distances(self, x: tf.Tensor, context: tf.Tensor | None) -> tf.Tensor:
         """Mahalanobis distances squared, `[B, T, K]`, float64."""
+        if is_single():
+            return self._mahalanobis(x, context)
         features, _ = self.features(x, None, context)
         form = self._natural(
             tf.cast(self.weights_of_mean, tf.float64), self._precisions(), tf.zeros([self.num_states], tf.float64), None
@@ -954,10 +994,10 @@ class StudentTEmission(NormalEmission):
         return tf.maximum(-2.0 * tf.matmul(features, form, transpose_b=True), 0.0)
 
     def log_prob(self, x: tf.Tensor, observed: tf.Tensor | None, context: tf.Tensor | None, natural: Any = None) -> tf.Tensor:
-        df, half = tf.exp(tf.cast(self.log_df, tf.float64)), 0.5 * self.event_dim
+        df, half = tf.exp(tf.cast(self.log_df, wide(self.compute_dtype))), 0.5 * self.event_dim
         constant = tf.math.lgamma(0.5 * df + half) - tf.math.lgamma(0.5 * df) - half * tf.math.log(df * math.pi)
         constant += 0.5 * self._log_dets() - float(np.log(self.data_stddev).sum())
-        found = constant - (0.5 * df + half) * tf.math.log1p(self._distances(x, context) / df)
+        found = constant - (0.5 * df + half) * tf.math.log(1.0 + self._distances(x, context) / df)
         found = tf.cast(found, self.compute_dtype)
         return found if observed is None else fill(found, tf.reduce_any(observed, -1))
 
@@ -1000,9 +1040,8 @@ class StudentTEmission(NormalEmission):
 
     def _noise(self, states: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
         df = tf.gather(tf.exp(tf.convert_to_tensor(self.log_df)), states)
-        # w from one more uniform number, by Wilson and Hilferty's cube of a normal would be rough: the exact quantile
-        gamma = tfd.Gamma(0.5 * df, 0.5 * df).quantile(tf.cast(uniform[..., -1], df.dtype))
-        return super()._noise(states, uniform) / tf.sqrt(tf.maximum(gamma, 1e-6))[..., None]
+        weight = _gamma_quantile(0.5 * df, tf.cast(uniform[..., -1], df.dtype))
+        return super()._noise(states, uniform) / tf.sqrt(weight)[..., None]
 
     @property
     def noise_dim(self) -> int:
@@ -1156,7 +1195,9 @@ class NeuralEmission(Emission):
         for name in ("is_symbol", "support", "hint"):
             setattr(self, name, getattr(self.head, name))
         self.network = MLP(self.hidden_dim, num_layers=1, dtype=self.dtype_policy, name="network")
-        self.states = self.add_weight(shape=(self.num_states, self.hidden_dim), initializer="random_normal", name="states")
+        self.states = self.add_weight(
+            autocast=False, shape=(self.num_states, self.hidden_dim), initializer="random_normal", name="states"
+        )
         self.head(self.network(tf.zeros([1, self.hidden_dim + self.context_dim], self.compute_dtype)))
 
     def context(self, x: tf.Tensor, u: tf.Tensor | None) -> tf.Tensor | None:

@@ -119,7 +119,7 @@ class ProbabilityTable(keras.layers.Layer):
         if given is not None:
             sums = np.bincount(flat, (given / np.exp(self._log_share))[free], num_blocks * width).reshape(num_blocks, width)
             logits = np.log(np.maximum(sums / np.maximum(times, 1), 1e-12))
-        self.logits = self.add_weight(shape=logits.shape, initializer=_constant(logits), name="logits")
+        self.logits = self.add_weight(autocast=False, shape=logits.shape, initializer=_constant(logits), name="logits")
         if given is None:  # states that are all alike stay alike under every method
             noise = keras.random.normal(logits.shape, stddev=0.1, dtype=self.logits.dtype)
             self.logits.assign(noise)

@@ -203,7 +203,7 @@ class HiddenMarkovModel(SequenceModel):
         self.initial.trainable = not self.is_stationary
         if self.moves_with_controls:
             self.control_weights = self.add_weight(
-                shape=(control_dim, num_states, num_states), initializer="zeros", name="control_weights"
+                shape=(control_dim, num_states, num_states), initializer="zeros", autocast=False, name="control_weights"
             )
         self.missing = self.emission.takes_missing_features
         self.methods = self._methods_with_closed_forms()
@@ -211,13 +211,17 @@ class HiddenMarkovModel(SequenceModel):
             # of the steps since the last update, and those that the posterior of variational Bayes rests on
             self.statistics, self.learned = (
                 [
-                    self.add_weight(shape=shape, dtype="float64", initializer="zeros", trainable=False, name=f"{name}_{i}")
+                    self.add_weight(
+                        shape=shape, dtype="float64", initializer="zeros", trainable=False, autocast=False, name=f"{name}_{i}"
+                    )
                     for i, shape in enumerate(made.statistics_shapes())
                 ]
                 for name in ("statistics", "learned")
             )
             self._learn_from(_TYPICAL)
-            self.statistics_count = self.add_weight(shape=(), dtype="float64", initializer="zeros", trainable=False, name="count")
+            self.statistics_count = self.add_weight(
+                shape=(), dtype="float64", initializer="zeros", trainable=False, autocast=False, name="count"
+            )
             self.num_updates = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False, name="updates")
         self.create_weights()
 
@@ -701,7 +705,7 @@ class HiddenMarkovModel(SequenceModel):
 
     def posterior_marginals(self, x: Any, mask: Any = None, *, observed: Any = None, u: Any = None, y: Any = None) -> tf.Tensor:
         """p(z_t | x), `[B, T, K]`; zeros at padded steps (27)."""
-        return self.posterior(x, mask, observed=observed, u=u, y=y).smoothed
+        return self._smooth(self.given(x, mask, observed=observed, u=u, y=y))
 
     def posterior_mode(self, x: Any, mask: Any = None, *, observed: Any = None, u: Any = None, y: Any = None) -> chains.Path:
         """The most probable path and log p(x, path) (Viterbi; 32-35): states `[B, T]`, -1 at padded steps, score `[B]`."""
@@ -795,7 +799,7 @@ class HiddenMarkovModel(SequenceModel):
     def decode(self, data: Any) -> dict[str, np.ndarray]:
         """Most probable path and marginals of a batch, for tables: `state` `[B, T]`, `prob` `[B, T, K]`."""
         batch = self.given(data)
-        return {"state": self._viterbi(batch).states.numpy(), "prob": self._posterior(batch).smoothed.numpy()}
+        return {"state": self._viterbi(batch).states.numpy(), "prob": self._smooth(batch).numpy()}
 
     def distribution(self, num_steps: int) -> Distribution:
         """The `tfd.HiddenMarkovModel` with the present parameters, which answers by the same exact functions."""
@@ -917,6 +921,10 @@ class HiddenMarkovModel(SequenceModel):
     @graph
     def _posterior(self, batch: Batch) -> chains.Posterior:
         return chains.posterior(*self._chain(batch))
+
+    @graph
+    def _smooth(self, batch: Batch) -> tf.Tensor:
+        return chains.smooth(*self._chain(batch))
 
     @graph
     def _two_slice(self, batch: Batch) -> tf.Tensor:
@@ -1154,7 +1162,7 @@ class HiddenMarkovModel(SequenceModel):
             return {"log_prob": self._log_prob(batch(given))}
 
         def smooth(**given: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"probs": cut(given, self._posterior(batch(given)).smoothed)}
+            return {"probs": cut(given, self._smooth(batch(given)))}
 
         def viterbi(**given: tf.Tensor) -> dict[str, tf.Tensor]:
             path = self._viterbi(batch(given))

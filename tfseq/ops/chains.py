@@ -42,6 +42,7 @@ import tensorflow_probability as tfp
 from tfseq import checks
 from tfseq.ops.linear import project
 from tfseq.ops.masking import fill, mask_to_lengths
+from tfseq.ops.precision import wide
 from tfseq.ops.scan import wants_gradients
 
 Form = Literal["auto", "sequential", "blocked", "associative"]
@@ -464,7 +465,7 @@ def _difference(cumulative: tf.Tensor) -> tf.Tensor:
 
 def _total(values: tf.Tensor) -> tf.Tensor:
     """Sum over time of `[T, B]` -> `[B]`, in float64: a million float32 terms would round by more than a nat."""
-    return tf.cast(tf.reduce_sum(tf.cast(values, tf.float64), 0), values.dtype)
+    return tf.cast(tf.reduce_sum(tf.cast(values, wide(values.dtype)), 0), values.dtype)
 
 
 def _log_total(problem: _Problem, log_norm: tf.Tensor) -> tf.Tensor:
@@ -576,8 +577,7 @@ def posterior(log_initial: Any, log_transition: Any, log_emission: Any, mask: An
     problem = _scaled(_problem(log_initial, log_transition, log_emission, mask, form))
 
     def of(ring: Any, chain: _Chain) -> tuple[tf.Tensor, ...]:
-        predicted, log_norm = _messages(ring, chain, problem.form)
-        future = _messages(ring, _reversed(chain, ring), problem.form).predicted[::-1]
+        (predicted, log_norm), future = _both(ring, chain, problem.form)
         emission = chain.emission[:, :, 0]
         others = ring.weigh(predicted, future)  # p(z_t | x_-t) is proportional to it
         all_of_it = (predicted, ring.weigh(predicted, emission), ring.weigh(others, emission), others)
@@ -585,6 +585,17 @@ def posterior(log_initial: Any, log_transition: Any, log_emission: Any, mask: An
 
     log_norm, *marginals = _exact(problem, of)
     return Posterior(_log_total(problem, _total(log_norm)), *(_batch_major(a, problem.mask) for a in marginals))
+
+
+def smooth(log_initial: Any, log_transition: Any, log_emission: Any, mask: Any = None, *, form: Form = "auto") -> tf.Tensor:
+    """p(z_t | x) `[B, T, K]` alone."""
+    problem = _scaled(_problem(log_initial, log_transition, log_emission, mask, form))
+
+    def of(ring: Any, chain: _Chain) -> tf.Tensor:
+        forward, future = _both(ring, chain, problem.form)
+        return ring.to_probs(ring.weigh(ring.weigh(forward.predicted, future), chain.emission[:, :, 0]))
+
+    return _batch_major(_exact(problem, of), problem.mask)
 
 
 def two_slice(log_initial: Any, log_transition: Any, log_emission: Any, mask: Any = None, *, form: Form = "auto") -> tf.Tensor:
