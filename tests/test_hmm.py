@@ -16,7 +16,7 @@ from tfseq.data.batching import Sequences
 from tfseq.data.series import load_earthquakes
 from tfseq.distributions import HiddenMarkovModel as Distribution
 from tfseq.models.hmm import HiddenMarkovModel
-from tfseq.ops.precision import single_precision
+from tfseq.ops.tracing import single_precision
 
 EARTHQUAKES = load_earthquakes("train")
 UMBRELLA = {"initial": [0.5, 0.5], "transition": [[0.7, 0.3], [0.3, 0.7]], "on": [0.9, 0.2]}

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from tfseq.ops.linear import project
-from tfseq.ops.scan import scan, without_gradients
+from tfseq.ops.scan import scan
+from tfseq.ops.tracing import without_gradients
 
 
 @pytest.mark.parametrize("num_products", [0, 1, 2])

@@ -157,6 +157,7 @@ def _tfseq_model(data: dict[str, np.ndarray]) -> Tasks:
     import tensorflow as tf
 
     from tfseq import HiddenMarkovModel
+    from tfseq.ops.tracing import compiled
 
     num_states = len(data["initial"])
     is_symbol = "probs" in data
@@ -174,7 +175,8 @@ def _tfseq_model(data: dict[str, np.ndarray]) -> Tasks:
 
     @tf.function(jit_compile=True, autograph=False)
     def iteration(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        log_prob, statistics = model._expectation(batch, model._all, None)
+        with compiled():
+            log_prob, statistics = model._expectation(batch, model._all, None)
         model._all.maximise(statistics)
         return tf.reduce_sum(log_prob), tf.exp(model.transition.log_probs())
 
@@ -200,6 +202,7 @@ def _tfseq_functions(data: dict[str, np.ndarray]) -> Tasks:
     import tensorflow as tf
 
     from tfseq.ops import chains
+    from tfseq.ops.tracing import compiled
 
     x = tf.constant(data["x"])
     log_initial = tf.constant(np.log(data["initial"]), tf.float32)
@@ -221,10 +224,11 @@ def _tfseq_functions(data: dict[str, np.ndarray]) -> Tasks:
         """`function` of the log-probabilities, compiled; what it returns first is read."""
 
         @tf.function(jit_compile=True, autograph=False)
-        def compiled(x: tf.Tensor, log_initial: tf.Tensor, log_transition: tf.Tensor, weights: tf.Tensor) -> tuple:
-            return function(log_initial, log_transition, log_emission(x, weights))
+        def run(x: tf.Tensor, log_initial: tf.Tensor, log_transition: tf.Tensor, weights: tf.Tensor) -> tuple:
+            with compiled():
+                return function(log_initial, log_transition, log_emission(x, weights))
 
-        return lambda: float(compiled(x, log_initial, log_transition, weights)[0])
+        return lambda: float(run(x, log_initial, log_transition, weights)[0])
 
     def score(*arguments: tf.Tensor) -> tuple[tf.Tensor, ...]:
         return (tf.reduce_sum(chains.log_prob(*arguments)),)

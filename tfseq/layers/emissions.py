@@ -25,7 +25,7 @@ from tfseq.layers import heads
 from tfseq.layers.mlp import MLP
 from tfseq.layers.tables import ProbabilityTable
 from tfseq.ops.masking import fill
-from tfseq.ops.precision import is_single, wide
+from tfseq.ops.tracing import is_single, wide
 
 Covariance = Literal["full", "diag", "spherical", "tied"]
 _LOG_2PI = math.log(2.0 * math.pi)

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfseq import checks
 from tfseq.ops import random
 from tfseq.ops.masking import masked_sum, pad
-from tfseq.ops.scan import without_gradients
+from tfseq.ops.tracing import compiled, without_gradients
 
 Batch = dict[str, Any]
 Endpoint = tuple[Callable[..., dict[str, tf.Tensor]], list[tf.TensorSpec]]
@@ -123,17 +123,22 @@ def graph(method: Callable) -> Callable:
     Called while another graph is traced, such as that of a served signature, it becomes a part of that.
     """
 
-    @functools.wraps(method)
-    def traced(*arguments: Any) -> Any:
-        with without_gradients():
-            return method(*arguments)
+    def traced(by_xla: bool) -> Callable:
+        @functools.wraps(method)
+        def run(*arguments: Any) -> Any:
+            with without_gradients(), compiled(by_xla):
+                return method(*arguments)
 
-    options = {"autograph": False, "reduce_retracing": True}
-    graphs = {False: tf.function(traced, **options), True: tf.function(traced, jit_compile=True, **options)}
+        return run
+
+    graphs = {
+        by_xla: tf.function(traced(by_xla), jit_compile=by_xla or None, autograph=False, reduce_retracing=True)
+        for by_xla in (False, True)
+    }
 
     @functools.wraps(method)
     def call(model: Any, *arguments: Any) -> Any:
-        run = graphs[bool(getattr(model, "jit_compile", False))] if tf.executing_eagerly() else traced
+        run = graphs[bool(getattr(model, "jit_compile", False))] if tf.executing_eagerly() else traced(False)
         return run(model, *arguments)
 
     return call

@@ -27,6 +27,7 @@ from tfseq.models.base import FROM_DATA, Batch, Endpoint, SequenceModel, Terms, 
 from tfseq.ops import chains, random
 from tfseq.ops.masking import fill, lengths_to_mask, mask_to_lengths
 from tfseq.ops.scan import loop
+from tfseq.ops.tracing import compiled
 
 if TYPE_CHECKING:
     from tfseq.distributions import HiddenMarkovModel as Distribution
@@ -515,10 +516,11 @@ class HiddenMarkovModel(SequenceModel):
 
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """A gradient step, or the E step of a batch (and with a `step_size` its M step)."""
-        if self.method == "gradient":
-            return super().train_step(batch)
-        batch = self._checked(self.complete(batch, self.step.value))
+        with compiled(bool(self.jit_compile)):
+            return super().train_step(batch) if self.method == "gradient" else self._closed_form_step(batch)
 
+    def _closed_form_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+        batch = self._checked(self.complete(batch, self.step.value))
         learned = [a.value for a in self.learned] if self.method == "vb" else None
         log_prob, statistics = self._expectation(batch, self._all, learned)
         log_lik = tf.reduce_sum(tf.cast(log_prob, tf.float64))

@@ -42,8 +42,7 @@ import tensorflow_probability as tfp
 from tfseq import checks
 from tfseq.ops.linear import project
 from tfseq.ops.masking import fill, mask_to_lengths
-from tfseq.ops.precision import wide
-from tfseq.ops.scan import wants_gradients
+from tfseq.ops.tracing import is_compiled, wants_gradients, wide
 
 Form = Literal["auto", "sequential", "blocked", "associative"]
 _LONG = 1024  # steps from which blocks pay
@@ -149,6 +148,15 @@ class _Maxima(_Logs):
     def reduce(self, values: tf.Tensor, axis: Any, keepdims: bool = False) -> tf.Tensor:
         return tf.reduce_max(values, axis, keepdims=keepdims)
 
+    def advance(self, message: tf.Tensor, transition: tf.Tensor) -> tf.Tensor:
+        num_states = message.shape[-1]
+        if not is_compiled() or num_states > 64:
+            return super().advance(message, transition)
+        best = message[..., :1] + transition[..., 0, None, :]  # written out, XLA makes vector instructions of it
+        for k in range(1, num_states):
+            best = tf.maximum(best, message[..., k : k + 1] + transition[..., k, None, :])
+        return best
+
 
 _PROBABILITIES, _LOGS, _MAXIMA = _Probabilities(), _Logs(), _Maxima()
 
@@ -229,9 +237,12 @@ def _choose(emission: tf.Tensor) -> str:
     """The form for emissions `[T, B, K]`; `"either"` where only the graph will know the number of steps.
 
     A block costs K times the products of the sequential form and saves it most of its steps. One step of a loop took as long
-    as products of B K^3 = 130,000 where this was measured (one core, B K^3 the size of a block's step for each step saved).
+    as products of B K^3 = 130,000 where this was measured (one core, B K^3 the size of a block's step for each step saved);
+    compiled by XLA for a CPU it costs next to nothing.
     """
     steps, rows, num_states = emission.shape
+    if is_compiled() and not tf.config.list_physical_devices("GPU"):
+        return "sequential"
     if tf.config.list_physical_devices("GPU") and num_states <= 16 and (steps or 0) >= 1000 and (rows or 2**20) <= 64:
         return "associative"
     if rows is not None and rows * num_states**3 > 130_000:

@@ -3,21 +3,19 @@
 `tf.while_loop`'s own gradient adds a full-size weight gradient at every step and keeps a stack of every intermediate.
 Here the forward loop only finds the states. From the states found, one pass over all steps at once gives the values that
 carry gradients to weights and inputs; the backward loop carries the adjoint of the state alone. Products with weights are
-kept from the forward loop: neither pass computes one twice. Where no gradient is wanted (`without_gradients`), the loop is all.
+kept from the forward loop: neither pass computes one twice. Where no gradient is wanted (`tracing.without_gradients`), the loop
+is all.
 """
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from tfseq.ops.linear import project
-
-_WANTS_GRADIENTS = contextvars.ContextVar("wants_gradients", default=True)
+from tfseq.ops.tracing import wants_gradients
 
 Multiply = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 Step = Callable[[Any, Any, Multiply], tuple[Any, Any]]
@@ -51,24 +49,6 @@ def loop(advance: Callable[[Any, Any], tuple[Any, Any]], initial: Any, inputs: A
     history = _arrays([start, outputs], num_steps)
     _, _, history = tf.while_loop(lambda t, *_: t < num_steps, body, (0, start, history))
     return tf.nest.pack_sequence_as((initial, outputs), [a.stack() for a in history])
-
-
-@contextlib.contextmanager
-def without_gradients() -> Iterator[None]:
-    """Scans traced inside keep nothing for a gradient: for graphs that only infer, and that are saved.
-
-    A gradient through them is still right (it is that of `tf.while_loop`), and slow.
-    """
-    token = _WANTS_GRADIENTS.set(False)
-    try:
-        yield
-    finally:
-        _WANTS_GRADIENTS.reset(token)
-
-
-def wants_gradients() -> bool:
-    """Whether what is traced now may be asked for its gradient."""
-    return _WANTS_GRADIENTS.get()
 
 
 @tf.custom_gradient
