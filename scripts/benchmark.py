@@ -3,9 +3,11 @@
 
     python scripts/benchmark.py dmm [--threads 1] [--repeats 15] [--rounds 2]
     python scripts/benchmark.py hmm [--threads 1] [--repeats 10] [--rounds 2] [--workloads abcd]
+    python scripts/benchmark.py hmm-long [--threads 1]
 
 `dmm`: one training step of the deep Markov model in tfseq, plain PyTorch and Pyro. `hmm`: score, smoother, Viterbi and one
-iteration of EM of hidden Markov models in tfseq, hmmlearn, dynamax and pomegranate. What each measures stands at the head of its
+iteration of EM of hidden Markov models in tfseq, hmmlearn, dynamax and pomegranate. `hmm-long`: drift, time and memory of one
+chain of a million steps. What each measures stands at the head of its
 file in `benchmarks/`; the peers' side is in `peers/` (`pip install -e ".[bench]"`; a contender that is not installed is left out,
 and said to be). The rounds take turns, so that a slow minute of the machine hits all.
 """
@@ -15,9 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from benchmarks import dmm, hmm
+from benchmarks import dmm, hmm, hmm_long
 
-BENCHMARKS = {"dmm": dmm, "hmm": hmm}
+BENCHMARKS = {"dmm": dmm, "hmm": hmm, "hmm-long": hmm_long}
 
 
 def main() -> None:

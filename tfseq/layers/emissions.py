@@ -180,6 +180,10 @@ class Emission(keras.layers.Layer):
         """E[x | z = k] `[K, D]` (symbols: probabilities of the symbols)."""
         raise NotImplementedError
 
+    def means_given(self, context: tf.Tensor) -> tf.Tensor:
+        """E[x | z = k, context] `[..., K, D]` for what `context` `[..., P]` gives."""
+        raise NotImplementedError
+
     @property
     def noise_dim(self) -> int:
         """How many uniform numbers one draw takes."""
@@ -571,6 +575,11 @@ class NormalEmission(Emission):
         mean = self.weights_of_mean[:, 0] * tf.constant(self.data_stddev, self.compute_dtype)
         return mean + tf.constant(self.data_mean, self.compute_dtype)
 
+    def means_given(self, context: tf.Tensor) -> tf.Tensor:
+        weights = tf.convert_to_tensor(self.weights_of_mean)
+        scaled = weights[:, 0] + tf.einsum("...p,kpd->...kd", tf.cast(context, weights.dtype), weights[:, 1:])
+        return scaled * tf.constant(self.data_stddev, weights.dtype) + tf.constant(self.data_mean, weights.dtype)
+
     def covariances(self) -> tf.Tensor:
         """Sigma `[K, D, D]`, in the data's units."""
         inverse = tf.linalg.inv(self._precisions())
@@ -743,12 +752,18 @@ class NormalEmission(Emission):
         probs = tf.cast(fill(probs, tf.reduce_any(observed, -1)), tf.float64)
         if self.context_dim:
             return super().statistics(x, None, context, probs, natural)
+        if self._plain:  # a missing feature has the state's own moments
+            mean, covariance, _ = self._moments(natural)
+            seen = tf.cast(observed, tf.float64)
+            y = self._scaled(x) * seen
+            linear, squares = (tf.einsum("btk,btd->kd", probs, a) for a in (y, y**2))
+            missing = tf.einsum("btk,btd->kd", probs, 1.0 - seen)
+            squares += missing * (mean**2 + tf.linalg.diag_part(covariance))
+            count = tf.reduce_sum(probs, [0, 1])[:, None]
+            return [tf.concat([squares, linear + missing * mean, count], -1)]
         _, filled, rest = self._marginal(x, observed, natural)
         seen = tf.cast(observed, tf.float64)[:, :, None]
         filled = self._scaled(x)[:, :, None] * seen + filled * (1.0 - seen)
-        if self._plain:
-            features = tf.concat([filled**2 + tf.linalg.diag_part(rest), filled, tf.ones_like(filled[..., :1])], -1)
-            return [tf.einsum("btk,btkf->kf", probs, features)]
         w = tf.concat([tf.ones_like(filled[..., :1]), filled], -1)
         products = tf.einsum("btk,btki,btkj->kij", probs, w, w)
         spread = tf.pad(tf.einsum("btk,btkde->kde", probs, rest), [[0, 0], [1, 0], [1, 0]])
@@ -932,11 +947,14 @@ class NormalEmission(Emission):
 def _gamma_quantile(shape: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
     """Quantile of Gamma(shape, rate=shape), whose mean is 1, by bisection of its logarithm."""
     low, high = tf.fill(tf.shape(uniform), tf.cast(-40.0, shape.dtype)), tf.fill(tf.shape(uniform), tf.cast(5.0, shape.dtype))
-    for _ in range(32):  # 45 / 2^32, the resolution of float32 at 1
+
+    def halve(i: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         middle = 0.5 * (low + high)
         below = tf.math.igamma(shape, shape * tf.exp(middle)) < uniform
-        low, high = tf.where(below, middle, low), tf.where(below, high, middle)
-    return tf.exp(high)
+        return i + 1, tf.where(below, middle, low), tf.where(below, high, middle)
+
+    # 45 / 2^32, the resolution of float32 at 1
+    return tf.exp(tf.while_loop(lambda i, *_: i < 32, halve, (0, low, high))[2])
 
 
 def _log_gamma(a: float, size: int) -> float:
@@ -1051,10 +1069,7 @@ class StudentTEmission(NormalEmission):
         scale = tf.linalg.LinearOperatorLowerTriangular(tf.linalg.cholesky(self.covariances()))
         return tfd.MultivariateStudentTLinearOperator(tf.exp(tf.convert_to_tensor(self.log_df)), self.means(), scale)
 
-    def complete(
-        self, x: tf.Tensor, observed: tf.Tensor, states: tf.Tensor, uniform: tf.Tensor, context: tf.Tensor | None = None
-    ) -> tf.Tensor:
-        return tf.where(observed, x, self.draw(states, uniform, context))
+    complete = Emission.complete
 
 
 class MixtureEmission(Emission):
@@ -1224,6 +1239,10 @@ class NeuralEmission(Emission):
     def log_prob(self, x: tf.Tensor, observed: tf.Tensor | None, context: tf.Tensor | None, natural: Any = None) -> tf.Tensor:
         observed = None if observed is None else observed[:, :, None]
         return self.head.log_prob(self._distribution(context), x[:, :, None], observed)
+
+    def means_given(self, context: tf.Tensor) -> tf.Tensor:
+        distribution = self._distribution(context)
+        return distribution.probs_parameter() if self.is_symbol else distribution.mean()
 
     def means(self) -> tf.Tensor:
         distribution = self._distribution(tf.zeros([self.num_states, self.context_dim]), tf.range(self.num_states))

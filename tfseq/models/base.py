@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
 
@@ -75,9 +76,10 @@ class PerStep(keras.metrics.Metric):
     """A sum divided by a count of steps: exact over batches of unequal lengths. Both come summed over replicas."""
 
     def __init__(self, name: str = "per_step", **kwargs: Any) -> None:
-        super().__init__(name=name, **{"dtype": "float64", **kwargs})  # sums over a whole data set
-        self.total = self.add_weight(shape=(), initializer="zeros", name="total")
-        self.count = self.add_weight(shape=(), initializer="zeros", name="count")
+        super().__init__(name=name, **kwargs)
+        # float64: sums over a whole data set
+        self.total = self.add_weight(shape=(), initializer="zeros", dtype="float64", name="total")
+        self.count = self.add_weight(shape=(), initializer="zeros", dtype="float64", name="count")
 
     def update_state(self, total: tf.Tensor, count: tf.Tensor) -> None:
         self.total.assign(self.total + tf.cast(total, self.total.dtype))
@@ -106,12 +108,12 @@ def _checked(name: str, value: np.ndarray, spec: tf.TensorSpec) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _data_errors() -> Iterator[None]:
+def _data_errors(model: SequenceModel) -> Iterator[None]:
     """A failed check inside the graph comes out as the ValueError that a check before it would have been."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        for message in (_FINITE_X, _FINITE_U, _IN_SUPPORT):
+        for message in (_FINITE_X, _FINITE_U, _IN_SUPPORT, *model.rules):
             if message in str(error):
                 raise ValueError(message) from None
         raise
@@ -178,6 +180,9 @@ class SequenceModel(keras.Model):
     methods: tuple[str, ...] = ("gradient",)
     """Ways of training, chosen at `compile`; all but `"gradient"` are closed-form updates and need no optimiser."""
 
+    rules: ClassVar[tuple[str, ...]] = ()
+    """What a model says of batches of a stream that break its own rules (`kept_rules`)."""
+
     optional: ClassVar[frozenset[str]] = frozenset({"observed"})
     """Entries of a batch that may be absent."""
 
@@ -233,6 +238,10 @@ class SequenceModel(keras.Model):
     def in_support(self, x: tf.Tensor) -> tf.Tensor:
         """Where x is in the model's range, bool of the shape of x: what `check_values` says, inside a graph."""
         return tf.ones_like(x, tf.bool)
+
+    def kept_rules(self, batch: Batch) -> list[tf.Tensor]:
+        """Whether a batch keeps each of `rules`, bool of any shape; what `as_batch` says of arrays, inside a graph."""
+        return []
 
     # Construction and configuration --------------------------------------------------------------------------------
 
@@ -387,6 +396,8 @@ class SequenceModel(keras.Model):
     def complete(self, batch: Batch, step: tf.Tensor | int = _EVALUATION_STEP) -> Batch:
         """A batch of at least one step with `mask`, `row` and `seed` `[B, 2]` filled in where they are absent, as tensors."""
         specs = self.batch_spec()
+        if isinstance(batch, tuple):  # what Keras makes of a dict in `train_on_batch`
+            batch = batch[0]
         batch = {name: tf.convert_to_tensor(value) for name, value in batch.items()}
         batch = {name: tf.cast(value, specs[name].dtype) if name in specs else value for name, value in batch.items()}
         shape = tf.shape(batch["x"])
@@ -398,6 +409,25 @@ class SequenceModel(keras.Model):
                 batch[name] = tf.pad(batch[name], [[0, 0], [0, tf.maximum(0, 1 - shape[1])], *rest])
         batch["seed"] = random.row_seeds(batch.get("seed", random.fold_in(self.seed.value, step)), batch["row"])
         return batch
+
+    @staticmethod
+    def as_dataset(data: Any) -> Any:
+        """Data as `from_data` takes it: an object with lists of sequences as `x` (and `observed`, `u`, `y`).
+
+        Args:
+            data: such an object; or x as a list of sequences or an array `[B, T, ...]`; or a dict of these, and of `mask`.
+        """
+        if hasattr(data, "x"):
+            return data
+        data = dict(data) if isinstance(data, Mapping) else {"x": data}
+        if "x" not in data or np.ndim(data["x"][0]) == 0:
+            raise ValueError("`dataset` must hold sequences: an object or a dict with `x`, a list of [T, ...], or [B, T, ...].")
+        mask = data.pop("mask", None)
+        lengths = [len(a) for a in data["x"]] if mask is None else np.asarray(mask).sum(1)
+        fields = ("x", "observed", "u", "y")
+        return types.SimpleNamespace(
+            **{f: [np.asarray(a)[:n] for a, n in zip(data[f], lengths, strict=True)] if f in data else None for f in fields}
+        )
 
     def given(self, x: Any, mask: Any = None, seed: Any = (0, 0), **apart: Any) -> Batch:
         """The arguments of a method as a complete batch: x alone, or a whole batch (then `mask` and `apart` belong into it)."""
@@ -520,6 +550,7 @@ class SequenceModel(keras.Model):
         rules = [(finite | unseen, _FINITE_X), (self.in_support(x) | unseen | ~finite, _IN_SUPPORT)]
         if "u" in batch:
             rules.append((tf.math.is_finite(batch["u"]) | ~mask[..., None], _FINITE_U))
+        rules += list(zip(self.kept_rules(batch), self.rules, strict=True))
         with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(holds), [text]) for holds, text in rules]):
             return {**batch, "x": tf.identity(x)}
 
@@ -535,17 +566,17 @@ class SequenceModel(keras.Model):
             validation_data = self._prepare(validation_data)
         prepared = self._prepare(x, y)
         kwargs.setdefault("shuffle", prepared is not x)  # a stream is shuffled by who made it
-        with _data_errors():
+        with _data_errors(self):
             return super().fit(prepared, validation_data=validation_data, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
         """Keras's `evaluate`, on the same kinds of data as `fit`."""
         if kwargs.get("_use_cached_eval_dataset"):  # called by Keras's fit, with what ours prepared
             return super().evaluate(x, y, **kwargs)
-        with _data_errors():
+        with _data_errors(self):
             return super().evaluate(self._prepare(x, y), **kwargs)
 
     def predict(self, x: Any, **kwargs: Any) -> Any:
         """Keras's `predict`, on the same kinds of data as `fit`."""
-        with _data_errors():
+        with _data_errors(self):
             return super().predict(self._prepare(x), **kwargs)

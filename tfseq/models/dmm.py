@@ -334,6 +334,7 @@ class DeepMarkovModel(SequenceModel):
     @classmethod
     def from_data(cls, dataset: Any, **hyperparameters: Any) -> Self:
         """A model for the observations `dataset.x` (and `.observed`, `.u`): their number, range and mean are filled in."""
+        dataset = cls.as_dataset(dataset)
         if not len(dataset.x):
             raise ValueError("`dataset` has no sequences; the size and the mean of its observations make the model.")
         head = heads.head_class(hyperparameters.get("head", "bernoulli"))

@@ -36,6 +36,12 @@ EmissionName = Literal["bernoulli", "categorical", "multinomial", "poisson", "no
 
 # What a random number is for; two uses never share their numbers.
 _PATH, _STATE, _EMISSION, _FUTURE = range(4)
+_NO_CLOSED_FORM = "a neural emission, or transitions driven by controls, has no closed form; train with an optimiser"
+_WHOLE_STEPS = (  # TensorFlow cuts longer messages
+    "`observed` must be in full or not at all at a step for this emission; a batch of the stream has a step observed in part. "
+    "Mark it as missing."
+)
+_KNOWN_STATES = "`y` must hold states from 0 to K - 1, or -1 where unknown; a batch of the stream holds others."
 _TYPICAL = 10.0  # observations of each state, as many as a posterior begins with
 _START_ITERATIONS = 10  # of EM from each of several starts, before the best goes on
 
@@ -122,6 +128,7 @@ class HiddenMarkovModel(SequenceModel):
     """
 
     has_kl = False
+    rules = (_WHOLE_STEPS, _KNOWN_STATES)
     optional = frozenset({"observed", "y"})
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
@@ -208,6 +215,8 @@ class HiddenMarkovModel(SequenceModel):
             )
         self.missing = self.emission.takes_missing_features
         self.methods = self._methods_with_closed_forms()
+        if num_starts > 1 and "em" not in self.methods:
+            raise ValueError(f"`num_starts` must be 1 where there is no EM ({_NO_CLOSED_FORM}); received {num_starts}.")
         if "em" in self.methods:
             # of the steps since the last update, and those that the posterior of variational Bayes rests on
             self.statistics, self.learned = (
@@ -222,6 +231,9 @@ class HiddenMarkovModel(SequenceModel):
             self._learn_from(_TYPICAL)
             self.statistics_count = self.add_weight(
                 shape=(), dtype="float64", initializer="zeros", trainable=False, autocast=False, name="count"
+            )
+            self.pass_is_done = self.add_weight(
+                shape=(), dtype="int32", initializer="zeros", trainable=False, name="pass_is_done"
             )
             self.num_updates = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False, name="updates")
         self.create_weights()
@@ -294,6 +306,7 @@ class HiddenMarkovModel(SequenceModel):
     @classmethod
     def from_data(cls, dataset: Any, **hyperparameters: Any) -> Self:
         """A model for the observations `dataset.x` (and `.observed`, `.u`), started as `start` and `num_starts` say."""
+        dataset = cls.as_dataset(dataset)
         if not len(dataset.x) or not sum(map(len, dataset.x)):
             raise ValueError("`dataset` has no steps; the size and the mean of its observations make the model.")
         observed, u = getattr(dataset, "observed", None), getattr(dataset, "u", None)
@@ -360,9 +373,36 @@ class HiddenMarkovModel(SequenceModel):
                 partly = batch["mask"] & ~seen.all(-1)
             if partly.any():
                 place = tuple(int(i) for i in np.argwhere(partly)[0])
-                rule = "in full at every step" if self.num_lags else "in full or not at all at a step"
-                raise ValueError(f"`observed` must be {rule} for this emission; it is not at index {place}.")
+                rule = "in full or not at all at a step for this emission"
+                hint = "Mark the whole step as missing."
+                if self.num_lags:
+                    rule, hint = "in full at every step with `num_lags`", "Later steps regress on every feature of it."
+                raise ValueError(f"`observed` must be {rule}; it is not at index {place}. {hint}")
         return batch
+
+    def kept_rules(self, batch: Batch) -> list[tf.Tensor]:
+        whole = known = tf.constant(True)
+        if "observed" in batch and not self.missing and not self.emission.is_symbol:
+            every, some = tf.reduce_all(batch["observed"], -1), tf.reduce_any(batch["observed"], -1)
+            whole = every | ~batch["mask"] if self.num_lags else (every == some) | ~batch["mask"]
+        if "y" in batch:
+            known = (batch["y"] >= -1) & (batch["y"] < self.num_states) | ~batch["mask"]
+        return [whole, known]
+
+    def compile(self, optimizer: Any = "rmsprop", *, method: str = "gradient", **kwargs: Any) -> None:
+        """As of every model. Variational Bayes begins with what the last update learned, after a gradient with the parameters."""
+        if method in ("em", "map", "vb") and method not in self.methods:
+            why = _NO_CLOSED_FORM
+            if "em" in self.methods:
+                why = "neither a stationary start nor student-t emissions have a conjugate posterior"
+            raise ValueError(f"`method` must be one of {list(self.methods)} for this model; received {method!r} ({why}).")
+        before = getattr(self, "method", None)
+        super().compile(optimizer, method=method, **kwargs)
+        if "em" in self.methods:
+            self._forget()
+            self.num_updates.assign(0)
+            if method == "vb" and before == "gradient":
+                self._learn_from(_TYPICAL)
 
     # The chain of a batch ------------------------------------------------------------------------------------------
 
@@ -529,7 +569,8 @@ class HiddenMarkovModel(SequenceModel):
         # the prior counts once in a pass over the data, in its first batch
         penalty = tf.where(self.statistics_count.value == 0.0, self._penalty(), tf.constant(0.0, tf.float64))
         self.loss_metric.update_state(penalty - log_lik, steps)
-        self.bound_metric.update_state(-log_lik, steps)
+        # with the prior's part a bound on the evidence; without it nothing
+        self.bound_metric.update_state(penalty - log_lik if self.method == "vb" else -log_lik, steps)
         if self.step_size is None:
             for total, new in zip(self.statistics, statistics, strict=True):
                 total.assign(total + new)
@@ -546,23 +587,26 @@ class HiddenMarkovModel(SequenceModel):
 
     def update(self) -> None:
         """M step of the statistics of a whole pass over the data, if there are any; they begin anew."""
-        if float(self.statistics_count.numpy()) > 0.0:
+        if int(self.pass_is_done.numpy()) and float(self.statistics_count.numpy()) > 0.0:
             self._update(self.method)
+        self._forget()  # of a pass that was interrupted
+
+    def _forget(self) -> None:
+        for total in (*self.statistics, self.statistics_count, self.pass_is_done):
+            total.assign(tf.zeros_like(total))
 
     @tf.function(autograph=False)
     def _update(self, method: str) -> None:
         statistics = [a.value for a in self.statistics]
+        for kept, new in zip(self.learned, statistics, strict=True):
+            kept.assign(new)
         if method == "vb":
-            for kept, new in zip(self.learned, statistics, strict=True):
-                kept.assign(new)
             for part, own in zip(self._all.parts, self._all.split(statistics), strict=True):
                 part.use_mean(own)
         elif self.is_stationary:
             self._update_stationary(statistics, method == "map")
         else:
             self._all.maximise(statistics, method == "map")
-        for total in (*self.statistics, self.statistics_count):
-            total.assign(tf.zeros_like(total))
 
     def _update_stationary(self, statistics: list[tf.Tensor], prior: bool) -> None:
         """The transitions enter p(z_1) too, so their part of the M step has no closed form: L-BFGS, never to a worse place."""
@@ -608,7 +652,7 @@ class HiddenMarkovModel(SequenceModel):
         """
         config = self.get_config()
         num_starts = config["num_starts"]
-        if "em" not in self.methods:
+        if "em" not in self.emission.methods:
             return  # without closed forms the weights are as they were drawn
         batch = self.as_batch(data)
         rng = np.random.default_rng(np.asarray(self.seed).astype(np.uint32))
@@ -616,8 +660,8 @@ class HiddenMarkovModel(SequenceModel):
         probs = np.concatenate([self._guess(batch, config["start"], rng) for _ in range(num_starts)], -1)
         statistics = self._statistics_of(batch, made, probs)
         made.maximise(statistics)
-        for kept, new in zip(self.learned, statistics, strict=True):
-            if num_starts == 1:
+        if num_starts == 1 and "em" in self.methods:
+            for kept, new in zip(self.learned, statistics, strict=True):
                 kept.assign(new)
         if num_starts > 1:
             self._keep_the_best(made, batch, num_starts)
@@ -782,8 +826,10 @@ class HiddenMarkovModel(SequenceModel):
     ) -> Predictive:
         """Exact distribution of the state at each of the next steps, and the mean of the observation there.
 
-        The mean has no closed form where the emission regresses on earlier steps; use `forecast` there.
+        The mean has no closed form where the emission regresses on earlier steps: with `num_lags` this raises; use `forecast`.
         """
+        if self.num_lags:
+            raise ValueError("`predictive` needs an emission without `num_lags`: its mean has no closed form. Use `forecast`.")
         batch = self.given(x, mask, observed=observed, u=u)
         (num_steps,) = counts(num_steps=num_steps)
         future_u = self.future_controls(future_u, tf.shape(batch["x"])[0], num_steps, "future_u")
@@ -876,6 +922,7 @@ class HiddenMarkovModel(SequenceModel):
             the best model, and number of states -> `information_criteria` of each.
         """
         checks.choice("criterion", criterion, ("bic", "aic"))
+        data = cls.as_dataset(data)
         best, table = None, {}
         for num_states in candidates:
             model = cls.from_data(data, **{**hyperparameters, "num_states": num_states})
@@ -893,7 +940,7 @@ class HiddenMarkovModel(SequenceModel):
         """What is known before the first observation; see `filter_step`."""
         return self._init_state(tf.zeros([num_sequences, 2], tf.int32))
 
-    def filter_step(self, x: Any, state: Mapping[str, Any], *, u: Any = None) -> dict[str, tf.Tensor]:
+    def filter_step(self, x: Any, state: Mapping[str, Any], *, u: Any = None, observed: Any = None) -> dict[str, tf.Tensor]:
         """One step of the exact filter.
 
         Args:
@@ -902,13 +949,15 @@ class HiddenMarkovModel(SequenceModel):
                 time or controls it is that of the step before, log p(z_{t-1} | x_1 .. x_{t-1}), and `step` `[B]` counts the
                 steps. `earlier` `[B, L, D]` with an autoregressive emission, the latest first.
             u: controls `[B, U]`, where the model has them.
+            observed: bool of the shape of x, False where a feature was not measured.
 
         Returns:
             the next state, `log_prob` `[B]` = log p(x_t | x_1 .. x_{t-1}), and `probs` `[B, K]` = p(z_t | x_1 .. x_t).
         """
-        sequences = {name: np.asarray(a)[:, None] for name, a in (("x", x), ("u", u)) if a is not None}
-        batch = self.complete(self.as_batch(sequences))
-        return self._filter_step(batch["x"][:, 0], dict(state), batch["u"][:, 0] if self.control_dim else None)
+        entries = (("x", x), ("u", u), ("observed", observed))
+        batch = self.complete(self.as_batch({name: np.asarray(a)[:, None] for name, a in entries if a is not None}))
+        now = [batch[name][:, 0] if name in batch else None for name in ("u", "observed")]
+        return self._filter_step(batch["x"][:, 0], dict(state), *now)
 
     # Their graphs --------------------------------------------------------------------------------------------------
 
@@ -1074,7 +1123,11 @@ class HiddenMarkovModel(SequenceModel):
 
         probs, _ = loop(advance, filtered, (tf.range(tf.maximum(num_steps, 1)), *controls))
         probs = tf.transpose(probs, [1, 0, 2])[:, :num_steps]
-        return probs, tf.einsum("bhk,kd->bhd", probs, self.emission.means())
+        empty = tf.zeros(tf.concat([tf.shape(probs)[:2], self.emission.spec().shape], 0), self.emission.spec().dtype)
+        context = self.emission.context(empty, u)
+        if context is None:
+            return probs, tf.einsum("bhk,kd->bhd", probs, self.emission.means())
+        return probs, tf.einsum("bhk,bhkd->bhd", probs, self.emission.means_given(context))
 
     @graph
     def _impute(self, batch: Batch, num_samples: tf.Tensor) -> tf.Tensor:
@@ -1107,7 +1160,9 @@ class HiddenMarkovModel(SequenceModel):
         return state
 
     @graph
-    def _filter_step(self, x: tf.Tensor, state: dict[str, tf.Tensor], u: tf.Tensor | None) -> dict[str, tf.Tensor]:
+    def _filter_step(
+        self, x: tf.Tensor, state: dict[str, tf.Tensor], u: tf.Tensor | None, observed: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
         belief, after = state["log_belief"], {}
         if self._counts_steps:
             step = state["step"]
@@ -1123,7 +1178,9 @@ class HiddenMarkovModel(SequenceModel):
         earlier = state.get("earlier", tf.zeros([tf.shape(belief)[0], 0, self.emission.event_dim]))
         context = self._context_now(earlier, u)
         context = context if context is None else context[:, None]
-        joint = belief + self.emission.log_prob(x[:, None], None, context)[:, 0]
+        if observed is not None:
+            x, observed = fill(x, observed), observed[:, None]
+        joint = belief + self.emission.log_prob(x[:, None], observed, context)[:, 0]
         log_prob = chains.log_sum_exp(joint)
         filtered = tf.where(tf.math.is_finite(log_prob)[:, None], joint - log_prob[:, None], joint)
         if self.num_lags:
@@ -1217,6 +1274,9 @@ class _Update(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         self.model.update()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        self.model.pass_is_done.assign(1)
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         self.model.update()

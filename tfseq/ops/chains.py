@@ -226,7 +226,9 @@ def _problem(log_initial: Any, log_transition: Any, log_emission: Any, mask: Any
     )
     first = tf.broadcast_to(log_initial, tf.shape(emission)[1:])[:, None]
     chain = _Chain(first, transition, (emission - offset[..., None])[:, :, None], keep, None)
-    if form == "auto":
+    if steps == 1:
+        form = "sequential"
+    elif form == "auto":
         form = _choose(emission)
     elif form == "associative" and steps is None:
         form = "blocked"
