@@ -557,6 +557,25 @@ def test_controls_move_the_chain_and_the_emission() -> None:
         state.pop("log_prob")
 
 
+def test_controls_move_free_entries_alone(rng: np.random.Generator) -> None:
+    model = HiddenMarkovModel.tiny(fixed_transition=FIXED, control_dim=2, controls="transition", dtype="float64")
+    u = tf.constant(rng.normal(size=(1, 4, 2)))
+    table = np.exp(model.transition.log_probs())
+    np.testing.assert_allclose(np.exp(model._controlled(u, tf.constant(5))), np.broadcast_to(table, (1, 4, 3, 3)), atol=1e-12)
+    weights = rng.normal(size=(2, 3, 3))
+    model.control_weights.assign(weights)
+    with tf.GradientTape() as tape:
+        logs = model._controlled(u, tf.constant(5))
+        total = tf.reduce_sum(tf.where(tf.math.is_finite(logs), logs, 0.0))
+    probs = np.exp(logs)
+    np.testing.assert_allclose(probs.sum(-1), 1.0, atol=1e-12)
+    np.testing.assert_allclose(probs[..., 0, 1], 0.25, rtol=1e-6)
+    np.testing.assert_allclose(probs[..., 2, :], np.broadcast_to([0.0, 0.5, 0.5], (1, 4, 3)), rtol=1e-6)
+    odds = np.exp(np.einsum("btu,uj->btj", u, weights[:, 1])) * table[1]
+    np.testing.assert_allclose(probs[..., 1, :], odds / odds.sum(-1, keepdims=True), rtol=1e-9)
+    assert np.isfinite(tape.gradient(total, model.control_weights.value)).all()
+
+
 def test_compiled_with_xla_nothing_changes(rng: np.random.Generator) -> None:
     found = []
     for jit_compile in (False, True):

@@ -477,9 +477,9 @@ class NormalEmission(Emission):
     Everything inside is in units of the data's standard deviation about its mean. With w = (c, x), the exponent is the quadratic
     form w' Q_k w, so the features are products of w with itself; they and their sums are in float64, since these squares cancel.
     For `"diag"` and `"spherical"` without regression only squares are needed. The prior is matrix-normal-inverse-Wishart (Bishop
-    2006, ex. 2.45; Minka 2000, "Bayesian linear regression"): W | Sigma ~ MN(0, (kappa I)^-1, Sigma) and Sigma ~ IW(dof, S),
-    with mean about the data's variance; where the covariance has no off-diagonal entries, every variance is an inverse Wishart
-    of size 1.
+    2006, ex. 2.45; Minka 2000, "Bayesian linear regression"): W | Sigma ~ MN(0, (kappa I)^-1, Sigma) and Sigma ~ IW(dof + q, S),
+    q its size, with mean about the data's variance; where the covariance has no off-diagonal entries, every variance is an
+    inverse Wishart of size 1.
 
     Args:
         covariance: `"full"`, `"diag"`, `"spherical"` (one variance a state) or `"tied"` (one full covariance of all states).

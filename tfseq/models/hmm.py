@@ -452,17 +452,10 @@ class HiddenMarkovModel(SequenceModel):
             free = tf.constant(free[0])
         weights = tf.cast(self.control_weights, logs.dtype)
         change = tf.einsum("btu,uij->btij", tf.cast(u, logs.dtype), weights)
-        scores = tf.where(free, logs + change, tf.constant(-math.inf, logs.dtype))
+        scores = tf.where(free, logs + change, tf.constant(-1e30, logs.dtype))
         # the free entries of a row share what its fixed ones leave
         mass = tf.reduce_sum(tf.where(free, tf.exp(logs), tf.zeros_like(logs)), -1, keepdims=True)
-        top = tf.stop_gradient(tf.reduce_max(tf.where(free, logs + change, tf.constant(-1e30, logs.dtype)), -1, keepdims=True))
-        total = tf.reduce_sum(
-            tf.where(free, tf.exp(tf.where(free, logs + change - top, tf.zeros_like(scores))), tf.zeros_like(scores)),
-            -1,
-            keepdims=True,
-        )
-        shift = tf.math.log(tf.maximum(mass, 1e-30)) - tf.math.log(tf.maximum(total, 1e-30)) - top
-        return tf.where(free, tf.where(free, logs + change, tf.zeros_like(scores)) + shift, logs)
+        return tf.where(free, tf.nn.log_softmax(scores) + tf.math.log(tf.maximum(mass, 1e-30)), logs)
 
     def _log_initial(self) -> tf.Tensor:
         """log p(z_1), `[K]`."""

@@ -45,8 +45,8 @@ from tfseq.ops.masking import fill, mask_to_lengths
 from tfseq.ops.tracing import is_compiled, wants_gradients, wide
 
 Form = Literal["auto", "sequential", "blocked", "associative"]
-_LONG = 1024  # steps from which blocks pay
 FORMS = ("auto", "sequential", "blocked", "associative")
+_LONG = 1024  # steps from which blocks pay
 
 
 class Posterior(NamedTuple):
