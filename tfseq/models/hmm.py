@@ -1117,7 +1117,7 @@ class HiddenMarkovModel(SequenceModel):
         probs, _ = loop(advance, filtered, (tf.range(tf.maximum(num_steps, 1)), *controls))
         probs = tf.transpose(probs, [1, 0, 2])[:, :num_steps]
         empty = tf.zeros(tf.concat([tf.shape(probs)[:2], self.emission.spec().shape], 0), self.emission.spec().dtype)
-        context = self.emission.context(empty, u)
+        context = self.emission.context(empty, None if u is None else u[:, : tf.shape(probs)[1]])
         if context is None:
             return probs, tf.einsum("bhk,kd->bhd", probs, self.emission.means())
         return probs, tf.einsum("bhk,bhkd->bhd", probs, self.emission.means_given(context))
