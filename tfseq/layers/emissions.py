@@ -24,6 +24,7 @@ from tfseq import checks
 from tfseq.layers import heads
 from tfseq.layers.mlp import MLP
 from tfseq.layers.tables import ProbabilityTable
+from tfseq.ops import random
 from tfseq.ops.masking import fill
 from tfseq.ops.tracing import is_single, wide
 
@@ -349,9 +350,7 @@ class MultinomialEmission(Emission):
 
 def _quantile(probs: tf.Tensor, states: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
     """The outcome of row `states` `[...]` of `probs` `[K, V]` whose cumulative probability first exceeds `uniform` `[...]`."""
-    total = tf.gather(tf.cumsum(probs, axis=-1), states)
-    below = tf.reduce_sum(tf.cast(total <= tf.cast(uniform, probs.dtype)[..., None], tf.int32), -1)
-    return tf.minimum(below, probs.shape[-1] - 1)
+    return random.categorical_quantile(tf.gather(probs, states), uniform)
 
 
 class CategoricalEmission(MultinomialEmission):
@@ -395,7 +394,7 @@ class PoissonEmission(Emission):
     def create(self) -> None:
         mean = np.maximum(self.data_mean, 0.1) * np.asarray(keras.random.uniform([self.num_states, self.event_dim], 0.5, 1.5))
         self.log_rate = self.add_weight(
-            autocast=False, shape=mean.shape, initializer=lambda shape, dtype=None: tf.cast(np.log(mean), dtype), name="log_rate"
+            autocast=False, shape=mean.shape, initializer=keras.initializers.Constant(np.log(mean)), name="log_rate"
         )
 
     @classmethod
@@ -514,7 +513,9 @@ class NormalEmission(Emission):
         self._plain = not self.context_dim and self._size == 1  # squares will do
         weights = np.zeros([self.num_states, num_regressors, self.event_dim])
         weights[:, 0] = np.asarray(keras.random.normal([self.num_states, self.event_dim]))
-        self.weights_of_mean = self.add_weight(autocast=False, shape=weights.shape, initializer=_start(weights), name="mean")
+        self.weights_of_mean = self.add_weight(
+            autocast=False, shape=weights.shape, initializer=keras.initializers.Constant(weights), name="mean"
+        )
         # Cholesky factors of the precisions: exp of the diagonal, `[K, G, q, q]`
         shape = [self.num_states, self._groups, self._size, self._size]
         self.raw_precision = self.add_weight(autocast=False, shape=shape, initializer="zeros", name="precision")
@@ -962,10 +963,6 @@ def _log_gamma(a: float, size: int) -> float:
     return 0.25 * size * (size - 1) * math.log(math.pi) + sum(math.lgamma(a - 0.5 * i) for i in range(size))
 
 
-def _start(value: np.ndarray) -> Any:
-    return lambda shape, dtype=None: tf.cast(value, dtype)
-
-
 class StudentTEmission(NormalEmission):
     """Real features with heavy tails: x_t ~ t_nu(mu_k, Sigma_k).
 
@@ -1176,8 +1173,7 @@ class MixtureEmission(Emission):
         """The component is drawn given what was observed; `[B, ..., T]` leading axes of x and observed broadcast."""
         log_joint = self._log_joint_of(x, observed)
         probs = tf.nn.softmax(tf.gather(log_joint, states, batch_dims=states.shape.rank), -1)
-        below = tf.cumsum(probs, axis=-1) <= tf.cast(uniform[..., -1:], probs.dtype)
-        component = tf.minimum(tf.reduce_sum(tf.cast(below, tf.int32), -1), self.num_components - 1)
+        component = random.categorical_quantile(probs, uniform[..., -1])
         return self.components.complete(x, observed, states * self.num_components + component, uniform)
 
     def _log_joint_of(self, x: tf.Tensor, observed: tf.Tensor) -> tf.Tensor:

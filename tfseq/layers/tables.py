@@ -119,7 +119,9 @@ class ProbabilityTable(keras.layers.Layer):
         if given is not None:
             sums = np.bincount(flat, (given / np.exp(self._log_share))[free], num_blocks * width).reshape(num_blocks, width)
             logits = np.log(np.maximum(sums / np.maximum(times, 1), 1e-12))
-        self.logits = self.add_weight(autocast=False, shape=logits.shape, initializer=_constant(logits), name="logits")
+        self.logits = self.add_weight(
+            autocast=False, shape=logits.shape, initializer=keras.initializers.Constant(logits), name="logits"
+        )
         if given is None:  # states that are all alike stay alike under every method
             noise = keras.random.normal(logits.shape, stddev=0.1, dtype=self.logits.dtype)
             self.logits.assign(noise)
@@ -241,7 +243,3 @@ def _matrix(name: str, value: Any, shape: tuple[int, int], nan: bool = False) ->
     if not nan and np.isnan(array).any():
         raise ValueError(f"`{name}` must hold a number everywhere; received {array.tolist()}.")
     return array
-
-
-def _constant(value: np.ndarray) -> Any:
-    return lambda shape, dtype=None: tf.cast(value, dtype)

@@ -416,13 +416,16 @@ class HiddenMarkovModel(SequenceModel):
         u = fill(batch["u"], mask) if self.control_dim else None
         return x, observed, self.emission.context(x, u)
 
-    def _log_emission(self, batch: Batch, natural: Any = None) -> tf.Tensor:
+    def _log_emission(self, batch: Batch) -> tf.Tensor:
         """log p(x_t | z_t = k), and -inf where a label says otherwise, `[B, T, K]`."""
-        found = self.emission.log_prob(*self._inputs(batch), natural)
+        return self._under_labels(batch, self.emission.log_prob(*self._inputs(batch)))
+
+    def _under_labels(self, batch: Batch, log_emission: tf.Tensor) -> tf.Tensor:
+        """`[B, T, K]` (of R models `[B, T, R K]`) with -inf at the states that known labels rule out."""
         if "y" not in batch:
-            return found
-        y = batch["y"][..., None]
-        return tf.where((y < 0) | (y == tf.range(self.num_states)), found, tf.constant(-math.inf, found.dtype))
+            return log_emission
+        y, states = batch["y"][..., None], tf.range(log_emission.shape[-1]) % self.num_states
+        return tf.where((y < 0) | (y == states), log_emission, tf.constant(-math.inf, log_emission.dtype))
 
     def _matrices(self, log_probs: tf.Tensor) -> tf.Tensor:
         """Rows of the table -> `[K, K]`, or with several matrices `[S, K, K]`."""
@@ -459,10 +462,11 @@ class HiddenMarkovModel(SequenceModel):
 
     def _log_initial(self) -> tf.Tensor:
         """log p(z_1), `[K]`."""
-        if self.is_stationary:
-            matrices = self._matrices(self.transition.log_probs())
-            return stationary(matrices if self.num_transitions == 1 else matrices[0])
-        return self.initial.log_probs()[0]
+        return stationary(self._first_matrix(self.transition.log_probs())) if self.is_stationary else self.initial.log_probs()[0]
+
+    def _first_matrix(self, log_probs: tf.Tensor) -> tf.Tensor:
+        """Rows of the table -> the matrix of the first transition, `[K, K]`."""
+        return log_probs[: self.num_states]
 
     def _chain(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """What every function of `ops.chains` takes."""
@@ -499,12 +503,8 @@ class HiddenMarkovModel(SequenceModel):
             natural = made.emission.expected_natural(parts[2])
         inputs, mask = self._inputs(batch), batch["mask"]
         num_rows, num_steps = tf.unstack(tf.shape(mask))
-        log_emission = made.emission.log_prob(*inputs, natural)
+        log_emission = self._under_labels(batch, made.emission.log_prob(*inputs, natural))
         size = self.num_states
-        if "y" in batch:
-            y = batch["y"][..., None]
-            known = tf.tile(tf.range(size), [copies])
-            log_emission = tf.where((y < 0) | (y == known), log_emission, tf.constant(-math.inf, log_emission.dtype))
         if copies == 1:
             chain = (initial[0], self._log_transition(None, num_steps, transition), log_emission, mask)
         else:  # every model's sequences are rows of their own
@@ -612,9 +612,8 @@ class HiddenMarkovModel(SequenceModel):
 
         def loss(logits: tf.Tensor) -> tf.Tensor:
             logs = table.log_probs(logits)
-            matrices = self._matrices(logs)
-            delta = stationary(matrices if self.num_transitions == 1 else matrices[0])
-            gain = tf.reduce_sum(tf.math.multiply_no_nan(logs, pairs)) + tf.reduce_sum(delta * first[0])
+            start_gain = tf.reduce_sum(stationary(self._first_matrix(logs)) * first[0])
+            gain = tf.reduce_sum(tf.math.multiply_no_nan(logs, pairs)) + start_gain
             return -gain - (table.log_prior(logits) if prior else 0.0)
 
         found = tfp.optimizer.lbfgs_minimize(
@@ -982,11 +981,7 @@ class HiddenMarkovModel(SequenceModel):
     def _leave_one_out(self, batch: Batch) -> LeaveOneOut:
         initial, transition, log_emission, mask = self._chain(batch)
         probs = chains.posterior(initial, transition, log_emission, mask).leave_one_out
-        joint = tf.math.log(probs) + log_emission
-        top = tf.reduce_max(joint, -1, keepdims=True)
-        top = tf.where(tf.math.is_finite(top), top, tf.zeros_like(top))
-        log_prob = tf.math.log(tf.reduce_sum(tf.exp(joint - top), -1)) + top[..., 0]
-        return LeaveOneOut(probs, fill(log_prob, mask))
+        return LeaveOneOut(probs, fill(chains.log_sum_exp(tf.math.log(probs) + log_emission), mask))
 
     @graph
     def _sample_paths(self, batch: Batch, num_samples: tf.Tensor) -> tf.Tensor:
@@ -1033,9 +1028,7 @@ class HiddenMarkovModel(SequenceModel):
                 at = tf.clip_by_value(step + t - 1, 0, self.num_transitions - 1)
                 row = tf.gather_nd(shared, tf.stack([at, before], -1))
             row = tf.where((state < 0)[:, None], log_initial, row)
-            total = tf.cumsum(tf.exp(row), axis=-1)
-            below = tf.reduce_sum(tf.cast(total <= tf.cast(uniform, row.dtype)[:, None] * total[:, -1:], tf.int32), -1)
-            state = tf.minimum(below, self.num_states - 1)
+            state = random.categorical_quantile(tf.exp(row), uniform)
             context = self._context_now(earlier, u[0] if u else None)
             x = self.emission.draw(state, noise, context)
             if self.num_lags:
@@ -1086,9 +1079,7 @@ class HiddenMarkovModel(SequenceModel):
         filtered, lengths, earlier = self._last(batch)
         seed = random.fold_in(batch["seed"], _FUTURE)
         uniform = random.uniform(seed, tf.constant([0]), num_samples, _PATH)[0]  # [B, S]
-        total = tf.cumsum(filtered, axis=-1)[:, None]
-        state = tf.reduce_sum(tf.cast(total <= tf.cast(uniform, total.dtype)[..., None] * total[..., -1:], tf.int32), -1)
-        state = tf.where((lengths == 0)[:, None], -1, tf.minimum(state, self.num_states - 1))
+        state = tf.where((lengths == 0)[:, None], -1, random.categorical_quantile(filtered[:, None], uniform))
         seeds = tf.reshape(random.fold_in(seed[:, None], tf.range(num_samples)), [-1, 2])
         several = [tf.repeat(a, num_samples, 0) for a in (earlier, lengths)]
         u = u if u is None else tf.repeat(u, num_samples, 0)

@@ -40,6 +40,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfseq import checks
+from tfseq.ops import random
 from tfseq.ops.linear import project
 from tfseq.ops.masking import fill, mask_to_lengths
 from tfseq.ops.tracing import is_compiled, wants_gradients, wide
@@ -323,7 +324,7 @@ class _Blocks(NamedTuple):
         )
 
 
-def _cut(ring: Any, chain: _Chain, num_blocks: tf.Tensor | int) -> _Blocks:
+def _cut(chain: _Chain, num_blocks: tf.Tensor | int) -> _Blocks:
     """Steps 2 .. T in blocks; the last one is filled up with steps that are not real."""
     emission, keep, starts = chain.emission[1:], chain.keep, chain.starts
     transition = chain.transition
@@ -419,10 +420,10 @@ def _messages(ring: Any, chain: _Chain, form: str) -> _Messages:
     message, log_norm = _beginning(ring, chain)
     start = (chain.first[None], log_norm[None])
     if form == "sequential":
-        found = _run(ring, chain, _cut(ring, chain, 1), message[None], start)
+        found = _run(ring, chain, _cut(chain, 1), message[None], start)
         return _Messages(found.predicted[:, 0, :, 0], found.log_norm[:, 0, :, 0, 0])
     rest = num_steps - 1 if num_steps else tf.shape(chain.emission)[0] - 1
-    blocks = _cut(ring, chain, _block_count(rest, form))
+    blocks = _cut(chain, _block_count(rest, form))
     incoming, _ = _across(ring, _transfer(ring, chain, blocks)[0], message[None])
     later = _run(ring, chain, blocks, incoming)
 
@@ -565,7 +566,7 @@ def _log_prob(problem: _Problem) -> tf.Tensor:
             return _total(_messages(ring, chain, problem.form).log_norm)
         message, log_norm = _beginning(ring, chain)  # the blocks' transfer matrices say enough
         num_steps = chain.emission.shape[0]
-        blocks = _cut(ring, chain, _block_count(num_steps - 1 if num_steps else tf.shape(chain.emission)[0] - 1, "blocked"))
+        blocks = _cut(chain, _block_count(num_steps - 1 if num_steps else tf.shape(chain.emission)[0] - 1, "blocked"))
         matrix, total = _transfer(ring, chain, blocks, even_one=True)
         _, across = _across(ring, matrix, message[None])
         return _total(tf.concat([(log_norm + across)[None], total], 0)[..., 0, 0])
@@ -738,9 +739,7 @@ def sample(
 
     def draw(scores: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
         """The smallest state whose cumulative probability exceeds `uniform`."""
-        total = tf.cumsum(_LOGS.to_probs(scores), axis=-1)
-        below = tf.reduce_sum(tf.cast(total <= uniform[..., None] * total[..., -1:], tf.int32), -1)
-        return tf.minimum(below, scores.shape[-1] - 1)
+        return random.categorical_quantile(_LOGS.to_probs(scores), uniform)
 
     states = tf.transpose(_trace_back(problem, scores, uniform, draw), [1, 2, 0])
     return states if problem.mask is None else fill(states, tf.repeat(problem.mask[:, None], tf.shape(states)[1], 1), -1)

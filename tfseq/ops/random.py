@@ -97,3 +97,10 @@ def normal(seed: tf.Tensor, times: tf.Tensor, num: int, salt: int) -> tf.Tensor:
     first, second = bits(seed, times, -(-num // 2), salt)
     radius, angle = tf.sqrt(-2.0 * tf.math.log(_unit(first))), 2.0 * math.pi * _unit(second)
     return tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], -1)[..., :num]
+
+
+def categorical_quantile(weights: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+    """The first outcome whose cumulative weight exceeds `uniform` of the sum: `[..., K]`, `[...]` in (0, 1) -> int32 `[...]`."""
+    total = tf.cumsum(weights, axis=-1)
+    below = total <= tf.cast(uniform, total.dtype)[..., None] * total[..., -1:]
+    return tf.minimum(tf.reduce_sum(tf.cast(below, tf.int32), -1), weights.shape[-1] - 1)
