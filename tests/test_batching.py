@@ -122,6 +122,61 @@ def test_all_sequences_as_one_batch(data: Sequences) -> None:
     assert_rows(batch, data)
 
 
+@pytest.mark.parametrize("num_steps", [0, 1, 4])
+def test_arrays_of_sequences_are_batched_as_lists_of_them_are(num_steps: int) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x": rng.normal(size=(7, num_steps, 3)).astype(">f4"),
+        "observed": rng.random((7, num_steps, 3)) < 0.5,
+        "u": rng.normal(size=(7, num_steps, 2)),
+        "y": rng.integers(-1, 4, (7, num_steps)).astype(np.int32),
+    }
+    of_arrays = Sequences(**arrays, names=np.array(list("abcdefg")), augmentation=lambda x, rng: x + rng.random())
+    of_lists = replace(of_arrays, **{name: list(array) for name, array in arrays.items()}, names=list("abcdefg"))
+    assert of_arrays.lengths.dtype == of_lists.lengths.dtype == np.int32
+    np.testing.assert_array_equal(of_arrays.lengths, of_lists.lengths)
+
+    def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+        assert list(one) == list(other)
+        for name in one:
+            assert one[name].dtype == other[name].dtype and one[name].dtype.isnative
+            np.testing.assert_array_equal(one[name], other[name])
+
+    assert_same(of_arrays.padded(), of_lists.padded())
+    assert not np.shares_memory(of_arrays.padded()["y"], arrays["y"])  # a batch may be changed
+    for settings in ({}, {"seed": 3}, {"seed": 3, "augmented_epochs": 1}):
+        streams = [stream(data, 3, **settings).take(6).as_numpy_iterator() for data in (of_arrays, of_lists)]
+        for one, other in zip(*streams, strict=True):
+            assert_same(one, other)
+    for rows in ([4, 0, -1, 4], []):
+        taken = of_arrays.take(rows)
+        assert all(isinstance(getattr(taken, name), np.ndarray) and len(getattr(taken, name)) == len(rows) for name in arrays)
+        assert list(taken.names) == [list("abcdefg")[i] for i in rows]
+        if rows:
+            assert_same(taken.padded(), of_lists.take(rows).padded())
+
+
+def test_lists_and_arrays_may_stand_side_by_side() -> None:
+    x = np.arange(12.0).reshape(2, 3, 2)
+    data = Sequences(x, y=[np.zeros(3, int), np.ones(3, int)], u=[x[0], x[1]])
+    np.testing.assert_array_equal(data.padded()["y"], [[0, 0, 0], [1, 1, 1]])
+    for y in (np.zeros((2, 4), int), [np.zeros(4, int)] * 2):
+        with pytest.raises(ValueError, match="`y` of sequence 0 has 4 steps, but `x` has 3"):
+            Sequences(x, y=y)
+    ragged = np.array([np.zeros((1, 2)), np.zeros((3, 2))], dtype=object)  # one array, but of arrays
+    assert Sequences(ragged).lengths.tolist() == [1, 3] and Sequences(ragged).padded()["x"].shape == (2, 3, 2)
+
+
+def test_the_shape_of_pictures_has_as_many_pixels_as_x() -> None:
+    data = Sequences(np.zeros((5, 1, 6), np.float32), shape=(2, 3))
+    assert data.take([1]).shape == (2, 3) and Sequences([], shape=(2, 3)).shape == (2, 3)
+    for shape in ((2, 2), (6,), (-2, -3), (3, 2, 1)):
+        with pytest.raises(ValueError, match=r"`shape` must be rows and columns.*received .* for x\[0\] of shape \[1, 6\]"):
+            replace(data, shape=shape)
+    with pytest.raises(ValueError, match="`shape`"):
+        Sequences([np.zeros(4, np.int32)], shape=(2, 2))
+
+
 def test_what_does_not_fit_together_is_an_error(data: Sequences) -> None:
     with pytest.raises(ValueError, match="`u` must have one array per sequence: got 4 for 5"):
         Sequences(data.x, u=data.u[:4])

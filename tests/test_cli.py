@@ -231,7 +231,7 @@ def test_train_writes_a_run(trained):
 def test_a_config_file_repeats_the_run(trained, tmp_path, said):
     code, out, err = said("train", "--config", trained / "config.yaml", "--out", tmp_path / "again")
     assert code == 0, err
-    assert re.search(r"best validation bound: \d+\.\d+ nats per step", out)
+    assert re.search(r"best validation: \d+\.\d+, pooled bound, nats per step", out)
     assert f"run: {tmp_path / 'again'}\n" in out and "tfseq evaluate" in out
     assert (tmp_path / "again" / "config.yaml").read_text() == (trained / "config.yaml").read_text()
     first, second = (json.loads((run / "card.json").read_text()) for run in (trained, tmp_path / "again"))
@@ -532,6 +532,32 @@ def test_sample_by_default_writes_an_npz_into_the_run(run, said):
     assert first.shape == (1, 4, 88)
     said("sample", run, "--length", 4, "--seed", 3)
     np.testing.assert_array_equal(np.load(run / "sample.npz")["x"], first)
+
+
+class Painter:
+    """A model whose sample is the numbers of its pixels."""
+
+    def sample(self, num_sequences: int, num_steps: int, seed: list[int]) -> tf.Tensor:
+        size = num_sequences * num_steps * 6
+        return tf.reshape(tf.range(size, dtype=tf.float32) / size, [num_sequences, num_steps, 6])
+
+
+@pytest.mark.parametrize("data", [{"step": "picture", "shape": [2, 3]}, {"step": "picture", "shape": None}])
+def test_samples_of_pictures_are_a_grid(tmp_path, said, monkeypatch, data):
+    (tmp_path / "card.json").write_text(json.dumps({"data": data}))
+    loaded, drawn = [], []
+    monkeypatch.setattr(cli, "_load", lambda run: loaded.append(run) or Painter())
+    code, out, err = said("sample", tmp_path, "--out", tmp_path / "new.mid")
+    assert (code, out, loaded) == (2, "", []) and "--out must end in .png, .npz or .csv for a run on pictures" in err
+    code, out, err = said("sample", tmp_path, "--num", 2, "--length", 5, "--seed", 4, "--out", tmp_path / "new.npz")
+    assert (code, np.load(tmp_path / "new.npz")["x"].shape) == (0, (2, 5, 6)), err
+    code, out, err = said("sample", tmp_path, "--out", tmp_path / "new.png")
+    assert (code, out) == (0, f"{tmp_path / 'new.png'}\n"), err
+    monkeypatch.setattr(plots, "image_grid", lambda x, shape, *_, **settings: drawn.append((x, shape, settings)))
+    assert said("sample", tmp_path, "--num", 2, "--length", 5, "--seed", 4, "--out", tmp_path / "new.png")[0] == 0
+    ((x, shape, settings),) = drawn
+    np.testing.assert_array_equal(x, np.arange(60, dtype=np.float32).reshape(10, 6) / np.float32(60))
+    assert shape == (data["shape"] and (2, 3)) and settings == {"title": "Painter, seed 4"}
 
 
 @pytest.mark.parametrize("kind", ["mid", "npz"])

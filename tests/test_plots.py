@@ -128,10 +128,130 @@ def test_state_path_errors(changed, message):
         plots.state_path(**given)
 
 
+def tiles(figure, shape: tuple[int, int], scale: int, line: int = 2) -> np.ndarray:
+    """The pictures `[rows, columns, H, W, 4]` that stand in the one array of a figure, unscaled, bytes."""
+    (axes,) = figure.axes
+    (image,) = axes.images
+    dots = np.asarray(image.get_array())
+    height, width = (n * scale + line for n in shape)
+    rows, columns = (dots.shape[0] - line) // height, (dots.shape[1] - line) // width
+    cells = dots[line:, line:][: rows * height, : columns * width].reshape(rows, height, columns, width, 4)
+    return cells.transpose(0, 2, 1, 3, 4)[:, :, :-line:scale, :-line:scale]
+
+
+def test_image_grid_holds_every_pixel_once(rng, tmp_path):
+    x = rng.random((7, 6))
+    figure = plots.image_grid(x, (2, 3), tmp_path / "a.png", columns=4, title="digits")
+    found = tiles(figure, (2, 3), 53)  # a picture is at most 160 dots long
+    assert found.shape == (2, 4, 2, 3, 4)
+    np.testing.assert_array_equal(found.reshape(8, 6, 4)[:7, :, 0], np.rint(x * 255))
+    np.testing.assert_array_equal(found.reshape(8, 6, 4)[..., 3], [[255] * 6] * 7 + [[0] * 6])  # no eighth picture
+    assert figure.axes[0].get_title(loc="left") == "digits" and figure.axes[0].get_xlabel() == ""
+    plain = plots.image_grid(x, (2, 3), tmp_path / "b.png", columns=4)
+    from matplotlib.image import imread
+
+    dots = np.asarray(plain.axes[0].images[0].get_array())
+    file = np.rint(imread(tmp_path / "b.png") * 255)[18 : 18 + dots.shape[0], 18 : 18 + dots.shape[1]]  # within its margin
+    np.testing.assert_array_equal(file[..., :3], np.where(dots[..., 3:] > 0, dots[..., :3], 255))  # dot by dot, nothing resampled
+
+
+@pytest.mark.parametrize(("num", "shape", "columns"), [(1, (8, 8), 1), (6, (8, 8), 6), (64, (8, 8), 8), (300, (28, 28), 18)])
+def test_image_grid_is_about_square(num, shape, columns):
+    figure = plots.image_grid(np.zeros((num, shape[0] * shape[1]), bool), shape)
+    scale = {1: 20, 6: 20, 64: 18, 300: 2}[num]
+    assert tiles(figure, shape, scale).shape[:2] == (-(-num // columns), columns)
+
+
+def test_image_grid_of_real_values_says_its_scale(rng):
+    x = rng.normal(size=(3, 4))
+    x[0, 0], x[2, 3] = -5.0, 7.25
+    figure = plots.image_grid(x, (2, 2))
+    assert figure.axes[0].get_xlabel() == "black is -5, white 7.25"
+    np.testing.assert_array_equal(tiles(figure, (2, 2), 80)[..., 0].reshape(3, 4), np.rint((x + 5.0) / 12.25 * 255))
+    assert not tiles(plots.image_grid(np.full((1, 4), 3.0), (2, 2)), (2, 2), 80)[..., 0].any()
+
+
+def test_receptive_fields_have_a_scale_each_and_grey_for_zero(tmp_path):
+    weights = np.array([[1.0, -0.01, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.01, 0.0], [0.5, 0.005, 0.0]])  # [V, H]
+    figure = plots.receptive_fields(weights, (2, 2), tmp_path / "a.png", title="rbm")
+    one, two, none = tiles(figure, (2, 2), 80)[0, ..., :3].reshape(3, 4, 3).astype(int)
+    assert np.ptp(one[2]) == 0 and (none == one[2]).all() and 200 < one[2, 0] < 230  # grey
+    np.testing.assert_array_equal(one[[1, 2, 0, 3]], two)
+    assert one[1, 2] > one[1, 0] and one[0, 0] > one[0, 2]  # negative is blue, positive orange
+    assert "each on its own scale" in figure.axes[0].get_xlabel()
+
+
+def test_reconstructions_stand_below_what_was_given(rng):
+    x, x_hat = rng.random((2, 8, 9))
+    figure = plots.reconstructions(x, x_hat, (3, 3), columns=5)
+    dots = np.asarray(figure.axes[0].images[0].get_array())
+    step = 3 * 53 + 2
+    tops = [2, 2 + step, 2 + 2 * step + 6, 2 + 3 * step + 6]  # a wider line between pairs
+    for top, rows in zip(tops, (x[:5], x_hat[:5], x[5:], x_hat[5:]), strict=True):
+        for i, row in enumerate(rows):
+            np.testing.assert_array_equal(
+                dots[top : top + 159 : 53, 2 + i * step : 161 + i * step : 53, 0], np.rint(row * 255).reshape(3, 3)
+            )
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["given", "reconstructed"] * 2
+
+
+def test_chains_are_rows_and_sweeps_columns(rng):
+    states = rng.random((3, 4, 6)) < 0.5
+    figure = plots.chains(states, (2, 3), sweeps=[0, 1, 10, 100], title="chains")
+    np.testing.assert_array_equal(tiles(figure, (2, 3), 53)[..., 0].reshape(3, 4, 6), states * 255)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "10", "100"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["chain 1", "chain 2", "chain 3"]
+    assert axes.get_xlabel() == "sweeps"
+    (axes,) = plots.chains(rng.random((100, 100, 4)), (2, 2)).axes
+    assert 10 < len(axes.get_xticks()) < 60 and 10 < len(axes.get_yticks()) < 80  # what has room
+
+
+def test_without_a_shape_pictures_are_a_strip(rng, tmp_path):
+    x = rng.normal(size=(5, 7))
+    for figure, lines in (
+        (plots.image_grid(x, None, tmp_path / "a.png", title="strip"), x),
+        (plots.receptive_fields(x.T, None), x / np.abs(x).max(axis=1, keepdims=True)),
+        (plots.reconstructions(x, x + 1, None), np.concatenate([x, x + 1])),
+        (plots.chains(np.stack([x, x - 1]), None), np.concatenate([x, x - 1])),
+    ):
+        axes, bar = figure.axes
+        np.testing.assert_array_equal(axes.images[0].get_array(), lines)
+        assert axes.get_xlabel() == "pixel"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["chain 1", "chain 2"]
+    assert axes.get_ylabel() == "sweeps 0 to 4, downwards"
+    np.testing.assert_allclose(bar.get_ylim(), (x.min() - 1, x.max()))
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda x: plots.image_grid(x[0], (2, 3)), r"`x` must be numbers \[N, V\].*received float64 of shape \[6\]"),
+        (lambda x: plots.image_grid(x[:0], (2, 3)), r"`x` must be numbers.*shape \[0, 6\]"),
+        (lambda x: plots.image_grid(x * 1j, (2, 3)), "`x` must be numbers.*complex"),
+        (lambda x: plots.image_grid(x / 0.0, (2, 3)), r"`x` must be finite; received nan at index \[0, 0\]. Did the training"),
+        (lambda x: plots.image_grid(x, (2, 2)), r"`shape` must be .* product is V of `x`, 6; received \(2, 2\)"),
+        (lambda x: plots.image_grid(x, (6,)), "`shape` must be"),
+        (lambda x: plots.image_grid(x, (-2, -3)), "`shape` must be"),
+        (lambda x: plots.image_grid(x, (2, 3), columns=0), "`columns` must be a whole number of at least 1; received 0"),
+        (lambda x: plots.receptive_fields(x[0], (2, 3)), r"`weights` must be numbers \[V, H\]"),
+        (lambda x: plots.receptive_fields(x, (2, 3)), "`shape` must be .* V of `weights`, 4"),
+        (lambda x: plots.reconstructions(x, x[:2], (2, 3)), r"`x_hat` must have the shape of `x`, \[4, 6\].*received \[2, 6\]"),
+        (lambda x: plots.chains(x, (2, 3)), r"`states` must be numbers \[C, S, V\]"),
+        (lambda x: plots.chains(x[None], (2, 3), sweeps=[1]), "`sweeps` must have a number for each of the 4 times.*received 1"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # 0/0 makes the NaN of one of them
+def test_pictures_that_cannot_be_drawn(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw(np.zeros((4, 6)))
+
+
 def test_pyplot_is_not_imported():
     code = (
         "import sys, numpy as np; from tfseq import plots; plots.piano_roll(np.eye(4, 88)); plots.curves({'loss': [1.0]});"
-        "plots.state_path(np.arange(3.0), np.arange(3));"
+        "plots.state_path(np.arange(3.0), np.arange(3)); plots.image_grid(np.zeros((2, 4)), (2, 2));"
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0

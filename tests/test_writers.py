@@ -77,6 +77,31 @@ def test_png_is_a_picture(rng, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_all_steps_of_sequences_of_pictures_are_one_grid(rng, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("tfseq.plots.image_grid", lambda *given, **settings: drawn.append((given, settings)))
+    x = rng.random((2, 5, 6)).astype(np.float32)
+    for given, shape in ((x, (2, 3)), (list(x), None), (x[0], (3, 2))):
+        assert write_samples(tmp_path / "a.png", given, shape=shape, step_name="picture", title="rbm") == [tmp_path / "a.png"]
+        (pixels, found, path), settings = drawn.pop()
+        np.testing.assert_array_equal(pixels, np.concatenate(given) if len(given) == 2 else given)
+        assert (found, path, settings) == (shape, tmp_path / "a.png", {"title": "rbm"})
+    monkeypatch.undo()
+    assert write_samples(tmp_path / "b.png", x, shape=(2, 3))[0].read_bytes().startswith(b"\x89PNG")
+    (path,) = write_samples(tmp_path / "b.npz", x, shape=(2, 3))
+    with np.load(path) as arrays:
+        np.testing.assert_array_equal(arrays["x"], x)
+
+
+@pytest.mark.parametrize("pictures", [{"shape": (2, 3)}, {"step_name": "picture"}])
+def test_pictures_are_no_music(pictures, tmp_path):
+    with pytest.raises(ValueError, match=r"`path` must end in .png, .npz or .csv for pictures; received .*a\.mid"):
+        write_samples(tmp_path / "a.mid", np.zeros((4, 6)), **pictures)
+    with pytest.raises(ValueError, match=r"`shape` must be rows and columns.*received \(2, 2\)"):
+        write_samples(tmp_path / "a.png", np.zeros((4, 6)), shape=(2, 2))
+    assert not list(tmp_path.iterdir())
+
+
 def test_unknown_suffix_lists_the_known(tmp_path):
     with pytest.raises(ValueError, match=r"`path` must end in one of .mid, .*\.png; received .*a\.wav"):
         write_samples(tmp_path / "a.wav", np.zeros((2, 88)))

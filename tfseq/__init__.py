@@ -17,6 +17,7 @@ _WHERE = {
     "MODELS": "tfseq.models",
     "DeepMarkovModel": "tfseq.models.dmm",
     "HiddenMarkovModel": "tfseq.models.hmm",
+    "RBM": "tfseq.models.rbm",
     "evaluate": "tfseq.evaluation",
     "export": "tfseq.exporting.saved_model",
     "load": "tfseq.training",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from tfseq.models import MODELS
     from tfseq.models.dmm import DeepMarkovModel
     from tfseq.models.hmm import HiddenMarkovModel
+    from tfseq.models.rbm import RBM
     from tfseq.training import load, train
 
 

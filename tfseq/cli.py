@@ -40,7 +40,10 @@ if TYPE_CHECKING:
     from tfseq.training import Run
 
 DEFAULT_LENGTH = 64  # steps of a sample: sixteen bars of chorale
-_OWN_DATA = "a .csv or .npz file, a folder with train.csv (valid.csv, test.csv), or one of MIDI or MusicXML files"
+_OWN_DATA = (
+    "a .csv or .npz file, a folder with train.csv (valid.csv, test.csv), or one of IDX files of pictures (train-images..., "
+    "train-labels..., t10k-...), or of MIDI or MusicXML files"
+)
 _HEADER = "# Written by tfseq. Repeat this run: tfseq train --config THIS_FILE\n"
 _PICTURES = (".png", ".svg", ".pdf")
 _NOT_OF_THE_RUN = {"out", "config", "preset", "data_dir"}
@@ -535,16 +538,16 @@ def _write_config(chosen: Namespace, out: Path) -> None:
 
 def _report(run: Run, out: Path, splits: Collection[str]) -> None:
     """The result of training, and what to do next."""
-    from tfseq.training import MONITOR
-
-    validated = [row for row in run.history if MONITOR in row]
+    monitor = f"val_{run.model.monitor}"
+    validated = [row for row in run.history if monitor in row]
     if validated:
-        best = min(validated, key=lambda row: row[MONITOR])
+        best = min(validated, key=lambda row: row[monitor])
         when = f"epoch {best['epoch']} of {len(run.history)}; {run.stopped}"
-        print(f"best validation bound: {best[MONITOR]:.3f} nats per step ({when})")
+        print(f"best validation: {best[monitor]:.3f}, {run.model.convention} ({when})")
     else:
         last = run.history[-1]
-        print(f"last training epoch: {last['nats_per_step']:.3f} nats per step (epoch {len(run.history)}; {run.stopped})")
+        found = f"{last['nats_per_step']:.3f} nats per step" if "nats_per_step" in last else f"loss {last['loss']:.3f}"
+        print(f"last training epoch: {found} (epoch {len(run.history)}; {run.stopped})")
         print("nothing was validated: the data has no split valid, so these are the last weights")
     split = "test" if "test" in splits else "train"
     steps = [(f"tfseq evaluate {out}", f"its likelihood on the {split} split")]
@@ -755,9 +758,9 @@ def _plot_states(model: SequenceModel, data: Sequences, found: list[dict[str, np
 
 def sample(arguments: list[str]) -> None:
     """`tfseq sample`."""
-    from tfseq.writers import SUFFIXES, write_samples
+    from tfseq.writers import MUSIC, PICTURE, SUFFIXES, write_samples
 
-    parser = make_parser("sample")
+    parser = make_parser("sample", "Of a run on pictures, each step is one: .png is a grid of all of them.")
     parser.add_argument("run", type=str, help="run folder, or .keras file")
     parser.add_argument("--num", type=int, default=1, help="how many sequences (with --prefix: continuations)")
     parser.add_argument("--length", type=int, default=DEFAULT_LENGTH, help="their steps (with --prefix: those after it)")
@@ -770,8 +773,12 @@ def sample(arguments: list[str]) -> None:
     out = Path(chosen.out) if chosen.out else _run_file(chosen.run, "sample.npz")
     if out.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--out must end in one of {', '.join(SUFFIXES)}; received {str(out)!r}.")
+    data = read_card(chosen.run).get("data", {})
+    step, shape = data.get("step") or "step", data.get("shape")
+    if (shape or step == PICTURE) and out.suffix.lower() in MUSIC:
+        raise UsageError(f"--out must end in .png, .npz or .csv for a run on pictures; received {str(out)!r}.")
     import_tensorflow()
-    model, step = _load(chosen.run), read_card(chosen.run).get("data", {}).get("step") or "step"
+    model = _load(chosen.run)
     given = [] if chosen.prefix is None else _read_prefix(Path(chosen.prefix), model, step)
     with _working("Sampling"):
         sequences = _continue(model, given, chosen) if given else list(_draw(model, chosen))
@@ -783,6 +790,7 @@ def sample(arguments: list[str]) -> None:
         title=f"{type(model).__name__}, seed {chosen.seed}",
         prefix_steps=lengths.pop() if len(lengths) == 1 else None,
         step_name=step,
+        shape=tuple(shape) if isinstance(shape, list) else None,
     )
     print("\n".join(map(str, paths)))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfseq.checks import at_least
 from tfseq.data.music import LOWEST, check_roll
 from tfseq.files import replace_file
 
@@ -286,6 +287,285 @@ def _draw_roll(axes: Axes, roll: np.ndarray, prefix_steps: int) -> None:
     axes.set_axisbelow(True)
 
 
+# Pictures of pixels ---------------------------------------------------------------------------------------------------
+
+_DPI = 150
+_SEPARATOR = "#9eb5d1"  # bluish, since greys may be pixels
+_MARGIN = 0.12  # inches
+_SIDE, _LARGEST_SIDE = 1200, 160  # dots: small pictures are enlarged while the figure and they themselves are no longer
+_SIGNED = ("#0a2f66", "#3f7fc4", "#d9d9d9", "#dd7a3c", "#7d2a06")  # negative to positive; zero is grey
+
+
+def image_grid(
+    x: np.ndarray,
+    shape: tuple[int, int] | None,
+    path: str | Path | None = None,
+    *,
+    columns: int | None = None,
+    title: str = "",
+) -> Figure:
+    """Draws pictures side by side, row after row: 0 is black, 1 is white; other ranges are scaled, and the figure says so.
+
+    Args:
+        x: the pictures, vectors of pixels `[N, V]`, each row after row.
+        shape: rows and columns of a picture. Where None, each picture is a line of a strip `[N, V]`.
+        path: the picture file, format by its suffix; not written where None.
+        columns: pictures side by side; where None, as many as make the figure about square.
+        title: heading of the figure.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: `x` is no array `[N, V]` of finite numbers, or its pictures have another shape.
+    """
+    pixels = _checked_pixels("x", x, "[N, V]")
+    if shape is None:
+        return _strips([pixels], ["picture"], title, path)
+    colours, note = _greys(_panels("x", pixels, shape))
+    return _draw_tiles(_in_rows(colours, columns), title, path, note=note)
+
+
+def receptive_fields(
+    weights: np.ndarray,
+    shape: tuple[int, int] | None,
+    path: str | Path | None = None,
+    *,
+    columns: int | None = None,
+    title: str = "",
+) -> Figure:
+    """Draws the weights of each hidden unit as a picture, on a scale of its own from -m to m, where m is its largest modulus.
+
+    Args:
+        weights: from pixels to hidden units, `[V, H]`.
+        shape, path, columns, title: as in `image_grid`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: as in `image_grid`.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    filters = _checked_pixels("weights", weights, "[V, H]").T
+    largest = np.abs(filters).max(axis=1, keepdims=True)
+    scaled = filters / np.where(largest > 0, largest, 1.0)
+    signed = LinearSegmentedColormap.from_list("signed", _SIGNED, N=257)  # an odd number: one is the middle
+    if shape is None:
+        words = "weight, as a share of its unit's largest"
+        return _strips([scaled], ["hidden unit"], title, path, colours=signed, limits=(-1.0, 1.0), scale_name=words)
+    tiles = signed((_panels("weights", scaled, shape) + 1.0) / 2.0)[..., :3]
+    note = "each on its own scale: blue is negative, grey 0, orange positive"
+    return _draw_tiles(_in_rows(tiles, columns), title, path, note=note)
+
+
+def reconstructions(
+    x: np.ndarray,
+    x_hat: np.ndarray,
+    shape: tuple[int, int] | None,
+    path: str | Path | None = None,
+    *,
+    columns: int | None = None,
+    title: str = "",
+) -> Figure:
+    """Draws pictures, and below each what a model makes of it.
+
+    Args:
+        x: the pictures `[N, V]`.
+        x_hat: their reconstructions `[N, V]`, for example the probabilities of the pixels; on the scale of `x`.
+        shape, path, title: as in `image_grid`.
+        columns: pairs side by side; where None, as many as make the figure about square.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: as in `image_grid`, or where the two have different shapes.
+    """
+    given, made = _checked_pixels("x", x, "[N, V]"), _checked_pixels("x_hat", x_hat, "[N, V]")
+    if given.shape != made.shape:
+        raise ValueError(
+            f"`x_hat` must have the shape of `x`, {list(given.shape)}, a reconstruction for each picture; "
+            f"received {list(made.shape)}."
+        )
+    if shape is None:
+        return _strips([given, made], ["given", "reconstructed"], title, path)
+    colours, note = _greys(_panels("x", np.concatenate([given, made]), shape))
+    above, below = (_in_rows(part, columns, lines=2) for part in np.split(colours, 2))
+    rows = [row for pair in zip(above, below, strict=True) for row in pair]
+    return _draw_tiles(rows, title, path, note=note, row_names=["given", "reconstructed"] * len(above), group=2)
+
+
+def chains(
+    states: np.ndarray,
+    shape: tuple[int, int] | None,
+    path: str | Path | None = None,
+    *,
+    sweeps: Sequence[int] | None = None,
+    title: str = "",
+) -> Figure:
+    """Draws Markov chains of pictures: a row is a chain, a column the states after so many sweeps.
+
+    Args:
+        states: the states of C chains at S times, `[C, S, V]`.
+        shape, path, title: as in `image_grid`. Where `shape` is None, the strip of a chain is below that of the one before.
+        sweeps: the number of sweeps before each of the S times; 0, 1, 2, ... where None.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: as in `image_grid`, for `[C, S, V]`, or where `sweeps` has not S numbers.
+    """
+    states = _checked_pixels("states", states, "[C, S, V]")
+    num_chains, num_times, _ = states.shape
+    sweeps = list(range(num_times)) if sweeps is None else [int(sweep) for sweep in sweeps]
+    if len(sweeps) != num_times:
+        raise ValueError(f"`sweeps` must have a number for each of the {num_times} times of `states`; received {len(sweeps)}.")
+    names = [f"chain {c}" for c in range(1, num_chains + 1)]
+    if shape is None:
+        words = f"sweeps {sweeps[0]} to {sweeps[-1]}, downwards"
+        return _strips([*states], names, title, path, ylabel=words)
+    colours, note = _greys(_panels("states", states.reshape(num_chains * num_times, -1), shape))
+    rows = _in_rows(colours, num_times)
+    return _draw_tiles(rows, title, path, note=note, row_names=names, column_names=sweeps, xlabel="sweeps")
+
+
+def _checked_pixels(name: str, values: np.ndarray, axes: str) -> np.ndarray:
+    """`values` as floats; ValueError unless they are finite and of the axes, none of which is empty."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub" or array.ndim != axes.count(",") + 1 or not array.size:
+        raise ValueError(
+            f"`{name}` must be numbers {axes}, at least one of each axis; received {array.dtype} of shape {list(array.shape)}."
+        )
+    array = array.astype(float)
+    if not np.isfinite(array).all():
+        place = np.argwhere(~np.isfinite(array))[0].tolist()
+        raise ValueError(f"`{name}` must be finite; received {array[tuple(place)]} at index {place}. Did the training diverge?")
+    return array
+
+
+def _panels(name: str, pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """`[N, V]` as pictures `[N, H, W]`."""
+    if len(shape) != 2 or min(shape) < 1 or math.prod(shape) != pixels.shape[1]:
+        raise ValueError(
+            f"`shape` must be rows and columns of a picture, whose product is V of `{name}`, {pixels.shape[1]}; received {shape}."
+        )
+    return pixels.reshape(-1, *shape)
+
+
+def _in_rows(tiles: np.ndarray, columns: int | None, lines: int = 1) -> list[np.ndarray]:
+    """Tiles `[N, H, W, 3]` in rows of `columns`, or as many that a figure with `lines` lines a row is about square."""
+    num, height, width, _ = tiles.shape
+    if columns is None:
+        columns = num if num <= 6 * lines else math.ceil(math.sqrt(lines * num * height / width))
+    at_least(1, columns=columns)
+    return [tiles[i : i + columns] for i in range(0, num, columns)]
+
+
+def _greys(values: np.ndarray) -> tuple[np.ndarray, str]:
+    """Values as colours `[..., 3]` from black to white, and what these stand for where it is not 0 and 1."""
+    low, high = _limits(values)
+    note = "" if (low, high) == (0.0, 1.0) else f"black is {low:.3g}, white {high:.3g}"
+    return np.repeat(((values - low) / (high - low))[..., None], 3, -1), note
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    """0 and 1 where these hold all values, else the least and the largest."""
+    low, high = float(values.min()), float(values.max())
+    return (0.0, 1.0) if low >= 0.0 and high <= 1.0 else (low, high if high > low else low + 1.0)
+
+
+def _draw_tiles(
+    rows: Sequence[np.ndarray],
+    title: str,
+    path: str | Path | None,
+    *,
+    note: str = "",
+    row_names: Sequence[str] = (),
+    column_names: Sequence[int] = (),
+    xlabel: str = "",
+    group: int = 0,
+) -> Figure:
+    """Rows of tiles `[N, H, W, 3]` in one array, thin lines between them, each pixel a square of whole dots.
+
+    `group`: after so many rows the line is wide.
+    """
+    from matplotlib.colors import to_rgba
+    from matplotlib.figure import Figure
+
+    ink = np.rint(np.multiply(to_rgba(_SEPARATOR), 255.0)).astype(np.uint8)
+    num_columns, height, width, _ = rows[0].shape
+    scale = max(1, min(_SIDE // max(height * len(rows), width * num_columns), _LARGEST_SIDE // max(height, width)))
+    line = 1 if scale == 1 else 2
+    tops = [line + i * (height * scale + line) + (3 * line * (i // group) if group else 0) for i in range(len(rows))]
+    lefts = [line + i * (width * scale + line) for i in range(num_columns)]
+    dots = np.zeros((tops[-1] + height * scale + line, lefts[-1] + width * scale + line, 4), np.uint8)  # transparent
+    for row, top in zip(rows, tops, strict=True):
+        for tile, left in zip(row, lefts, strict=False):
+            frame = dots[top - line : top + height * scale + line, left - line : left + width * scale + line]
+            frame[...] = ink
+            frame[line:-line, line:-line, :3] = np.rint(tile * 255.0).astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
+    # margins in dots, so that the array's dots are those of the file
+    above = round(_DPI * (0.42 if title else _MARGIN))
+    below = round(_DPI * (_MARGIN + 0.2 * (bool(note) + bool(xlabel) + bool(column_names))))
+    left = round(_DPI * (_MARGIN + (0.072 * max(map(len, row_names)) if row_names else 0.0)))
+    right = round(_DPI * _MARGIN)
+    least = round(_DPI * (0.075 * max(len(note), 1.35 * len(title)) + 2 * _MARGIN))  # what the words need
+    right = max(right, least - left - dots.shape[1])
+    size = np.array([left + dots.shape[1] + right, below + dots.shape[0] + above])
+    figure = Figure(figsize=tuple((size + 0.01) / _DPI))
+    axes = figure.add_axes((left / size[0], below / size[1], dots.shape[1] / size[0], dots.shape[0] / size[1]))
+    axes.imshow(dots, interpolation="none", aspect="auto")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=8, labelcolor="#5f6368", pad=3)
+    marks = range(0, len(row_names), math.ceil(0.12 * _DPI / (height * scale + line)))  # as many as have room
+    axes.set_yticks([tops[i] + height * scale / 2 - 0.5 for i in marks], [row_names[i] for i in marks])
+    longest = max(map(len, map(str, column_names)), default=0)
+    marks = range(0, len(column_names), math.ceil((0.075 * longest + 0.1) * _DPI / (width * scale + line)))
+    axes.set_xticks([lefts[i] + width * scale / 2 - 0.5 for i in marks], [str(column_names[i]) for i in marks])
+    words = "\n".join(filter(None, (xlabel, note)))
+    axes.set_xlabel(words, loc="left", fontsize=9, color="#5f6368", labelpad=3)
+    if title:
+        axes.set_title(title, loc="left", fontsize=12, pad=6)
+    return _finish(figure, "", path)
+
+
+def _strips(
+    blocks: Sequence[np.ndarray],
+    names: Sequence[str],
+    title: str,
+    path: str | Path | None,
+    *,
+    ylabel: str = "",
+    colours: Any = "gray",
+    limits: tuple[float, float] | None = None,
+    scale_name: str = "",
+) -> Figure:
+    """Blocks `[N, V]` in one array, one below another, a vector a line: for pictures whose shape is not known."""
+    from matplotlib.ticker import MaxNLocator
+
+    lines = np.concatenate(blocks)
+    low, high = limits or _limits(lines)
+    figure = _figure(7.5, min(2.0 + 0.08 * len(lines), 24.0))
+    axes = figure.subplots()
+    image = axes.imshow(lines, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+    if len(blocks) == 1:
+        ylabel = names[0]
+        axes.yaxis.set_major_locator(MaxNLocator(10, integer=True))
+    else:
+        starts = np.cumsum([0, *map(len, blocks)]) - 0.5
+        axes.hlines(starts[1:-1], -0.5, lines.shape[1] - 0.5, color=_SEPARATOR, lw=1.0)
+        marks = range(0, len(blocks), math.ceil(len(blocks) / 40))
+        axes.set_yticks([(starts[i] + starts[i + 1]) / 2 for i in marks], [names[i] for i in marks])
+    axes.set(xlabel="pixel", ylabel=ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=30, label=scale_name)
+    bar.outline.set_visible(False)
+    return _finish(figure, title, path)
+
+
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
@@ -301,5 +581,5 @@ def _finish(figure: Figure, title: str, path: str | Path | None) -> Figure:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     if path is not None:
         with replace_file(path) as temporary:
-            figure.savefig(temporary, dpi=150)
+            figure.savefig(temporary, dpi=_DPI)
     return figure

@@ -29,7 +29,6 @@ from tfseq.files import replace_file
 from tfseq.models import MODELS
 from tfseq.models.base import SequenceModel
 
-MONITOR = "val_nats_per_step"
 _STATE = "training.json"  # beside the model in a checkpoint
 _CHECKPOINT_SECONDS = 60.0  # a killed run loses at most about this much
 RUN_FILES = ("model.keras", "checkpoints", "history.csv", "card.json")
@@ -112,21 +111,22 @@ class _Keeper(keras.callbacks.Callback):
             self._stop(f"the loss became {logs['loss']} in epoch {epoch + 1}; a smaller learning_rate or clip_norm may help")
             self.diverged = True
             return
+        monitor = f"val_{self.model.monitor}"
         row = {"epoch": epoch + 1, "seconds": round(self.seconds, 2), **{k: float(v) for k, v in logs.items()}}
         if self.validation is not None and ((epoch + 1) % self.validate_every == 0 or last or out_of_time):
             with averaged_weights(self.model):
                 found = self.model.evaluate(self.validation, verbose=0, return_dict=True)
                 row |= {f"val_{k}": float(v) for k, v in found.items()}
                 logs.update({k: v for k, v in row.items() if k.startswith("val_")})
-                if row[MONITOR] < self.state["best"]:
-                    self.state |= {"best": row[MONITOR], "best_epoch": epoch + 1}
+                if row[monitor] < self.state["best"]:
+                    self.state |= {"best": row[monitor], "best_epoch": epoch + 1}
                     self.keep_best()
         self.state["history"].append(row)
         self.state |= {"epoch": epoch + 1, "seconds": self.seconds}
         if self.echo:
-            shown = " ".join(f"{k} {row[k]:.3f}" for k in ("nats_per_step", "kl", MONITOR) if k in row)
+            shown = " ".join(f"{k} {row[k]:.3f}" for k in ("nats_per_step", "kl", monitor) if k in row)
             print(f"epoch {epoch + 1} {self.seconds:.0f} s {shown} best {self.state['best']:.3f}", file=sys.stderr, flush=True)
-        if self.patience is not None and MONITOR in row and epoch + 1 - self.state["best_epoch"] >= self.patience:
+        if self.patience is not None and monitor in row and epoch + 1 - self.state["best_epoch"] >= self.patience:
             self._stop(f"no better validation bound in {self.patience} epochs")
         elif out_of_time and not last:
             self._stop(f"time limit of {self.max_seconds / 60:g} minutes")
@@ -180,6 +180,7 @@ def train(
     optimizer: Literal["adam", "sgd"] = "adam",
     learning_rate: float = 1e-3,
     schedule: Literal["constant", "cosine"] = "cosine",
+    momentum: float = 0.0,
     weight_decay: float = 0.0,
     clip_norm: float = 5.0,
     average: float = 0.0,
@@ -208,6 +209,7 @@ def train(
         optimizer: `"adam"` (with decoupled weight decay) or `"sgd"`.
         learning_rate: rate at the start.
         schedule: `"cosine"` lowers the rate to a hundredth over all epochs, `"constant"` does not.
+        momentum: of `"sgd"`.
         weight_decay: decoupled decay, of matrices only with Adam.
         clip_norm: largest global norm of the gradient.
         average: momentum of the moving average of the weights that is validated and kept; 0 for none.
@@ -233,7 +235,7 @@ def train(
     settings = {name: value for name, value in locals().items() if name not in ("model", "data", "validation", "out", "progress")}
     checks.at_least(1, epochs=epochs, batch_size=batch_size, validate_every=validate_every)
     checks.at_least(0, kl_warmup=kl_warmup, augmented_epochs=augmented_epochs)
-    checks.fraction(average=average)
+    checks.fraction(average=average, momentum=momentum)
     checks.positive(learning_rate=learning_rate, clip_norm=clip_norm)
     checks.share(kl_start=kl_start)
     if weight_decay < 0.0:
@@ -263,7 +265,9 @@ def train(
         rate = (
             keras.optimizers.schedules.CosineDecay(learning_rate, steps * epochs, 0.01) if schedule == "cosine" else learning_rate
         )
-        model.compile(make_optimizer(optimizer, rate, weight_decay, clip_norm, average), method=method, step_size=step_size)
+        model.compile(
+            make_optimizer(optimizer, rate, weight_decay, clip_norm, average, momentum), method=method, step_size=step_size
+        )
         model.seed.assign(np.random.default_rng(seed).integers(0, 2**31 - 1, 2))
     for sequences in (data, validation):
         if sequences is not None:
@@ -338,12 +342,17 @@ class KernelDecayAdam(keras.optimizers.AdamW):
 
 
 def make_optimizer(
-    name: str, rate: Any, weight_decay: float = 0.0, clip_norm: float | None = None, average: float = 0.0
+    name: str,
+    rate: Any,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+    average: float = 0.0,
+    momentum: float = 0.0,
 ) -> keras.optimizers.Optimizer:
     """The optimiser of `train`."""
     shared = {"global_clipnorm": clip_norm, "use_ema": average > 0.0, "ema_momentum": average or 0.99}
     if name == "sgd":
-        return keras.optimizers.SGD(rate, weight_decay=weight_decay or None, **shared)
+        return keras.optimizers.SGD(rate, momentum, weight_decay=weight_decay or None, **shared)
     return KernelDecayAdam(rate, weight_decay=weight_decay, **shared)
 
 
@@ -421,6 +430,7 @@ def write_card(
             "sequences": len(data),
             "steps": int(data.lengths.sum()),
             "step": data.step,
+            "shape": data.shape,
             "source": data.source,
             "sha256": data_hash(data),
         },
@@ -428,7 +438,7 @@ def write_card(
         "epochs_done": state["epoch"],
         "stopped": stopped,
         "seconds": round(state["seconds"], 1),
-        "metrics": {"convention": "pooled bound, nats per step (b)" if model.has_kl else "exact, nats per step", **best},
+        "metrics": {"convention": model.convention, **best},
         "versions": versions(),
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),

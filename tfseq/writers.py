@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tfseq import plots
+from tfseq.data.images import STEP as PICTURE
 from tfseq.data.music import LOWEST, check_roll
 from tfseq.files import replace_file
 
@@ -26,11 +27,13 @@ def write_samples(
     title: str = "",
     prefix_steps: int | None = None,
     step_name: str = "step",
+    shape: tuple[int, int] | None = None,
 ) -> list[Path]:
     """Writes one or several sequences to `path`, by its suffix.
 
     `.mid`: piano rolls; several sequences become `name-1.mid`, `name-2.mid`, ... `.npz`: `x [N, T, ...]`, padded with
-    zeros, and `lengths [N]`. `.csv`: a row per step: sequence, step, values. `.png`: piano rolls one above another.
+    zeros, and `lengths [N]`. `.csv`: a row per step: sequence, step, values. `.png`: piano rolls one above another;
+    or, where each step is a picture (`step_name="picture"`, or a `shape`), all steps of all sequences as a grid.
 
     Args:
         path: where to write; missing folders are made, an existing file is replaced.
@@ -39,6 +42,7 @@ def write_samples(
         tempo: quarter notes per minute, for `.mid`.
         hold: whether a pitch in consecutive steps is one long note, for `.mid` (rolls do not tell); else it is struck again.
         title, prefix_steps, step_name: as in `tfseq.plots.piano_roll`, for `.png`.
+        shape: rows and columns of the picture that each step is, as in `tfseq.plots.image_grid`, for `.png`.
 
     Returns:
         The paths written, in the order of the sequences.
@@ -58,6 +62,12 @@ def write_samples(
     ):
         shapes = [list(sequence.shape) for sequence in sequences]
         raise ValueError(f"`x` must be one or more sequences [T, D] (or [T]) with the same D; received shapes {shapes}.")
+    pictures = shape is not None or step_name == PICTURE
+    if pictures and suffix in MUSIC:
+        raise ValueError(f"`path` must end in .png, .npz or .csv for pictures; received {str(path)!r}, which is for music.")
+    if suffix == ".png" and pictures:
+        plots.image_grid(np.concatenate(sequences), shape, path, title=title)
+        return [path]
     if suffix == ".png":
         plots.piano_roll(sequences, path, title=title, prefix_steps=prefix_steps, step_name=step_name)
         return [path]
@@ -76,7 +86,8 @@ def write_samples(
     return paths
 
 
-SUFFIXES = (".mid", ".midi", ".npz", ".csv", ".png")
+MUSIC = (".mid", ".midi")
+SUFFIXES = (*MUSIC, ".npz", ".csv", ".png")
 
 
 def _write_midi(path: Path, roll: np.ndarray, step_quarters: float, tempo: float, hold: bool) -> None:

@@ -58,31 +58,40 @@ DATASETS: dict[str, Entry] = {
         "major earthquakes in the world, a count a year, 1900-2006; one series, split train only; no download",
         ("train",),
     ),
+    "digits": Entry(
+        "tfseq.data.images:load_digits", {}, "handwritten digits, 8 x 8 greys, labelled: 1297/200/300 pictures; no download"
+    ),
+    "mnist": Entry(
+        "tfseq.data.images:load_mnist", {}, "MNIST, handwritten digits, 28 x 28 greys, labelled: 55000/5000/10000 pictures"
+    ),
 }
 
 
 def splits_of(name: str | Path) -> tuple[str, ...]:
-    """The splits that a data set, a file or a folder has, without reading it.
+    """The splits that a data set, a file or a folder has, without reading its data.
 
     Args:
         name: as in `load_dataset`.
 
     Raises:
-        ValueError: there is no such data set, file or folder.
+        ValueError: there is no such data set, file or folder; or it is not clear which of its files is which.
     """
     entry = DATASETS.get(str(name))
     if entry is not None:
         return entry.splits
+    from tfseq.data.images import splits_in
     from tfseq.data.series import SUFFIXES, files_of
 
     path = Path(name)
     if path.is_dir():
-        return tuple(files_of(path)) or tuple(split for split in SPLITS if (path / split).is_dir()) or SPLITS
+        folders = tuple(split for split in SPLITS if (path / split).is_dir())
+        return tuple(files_of(path)) or splits_in(path) or folders or SPLITS
     if path.is_file() and path.suffix.lower() in SUFFIXES:
-        return ("train",)
+        return splits_in(path) or ("train",)
     raise ValueError(
         f"`name` must be a data set, the path of a {' or '.join(SUFFIXES)} file, or the path of an existing folder with "
-        f"train{SUFFIXES[0]} or with MIDI or MusicXML files; received {str(name)!r}.{nearest(str(name).lower(), DATASETS)} "
+        f"train{SUFFIXES[0]}, with IDX files, or with MIDI or MusicXML files; received {str(name)!r}."
+        f"{nearest(str(name).lower(), DATASETS)} "
         f"Data sets: {', '.join(DATASETS)}."
     )
 
@@ -91,9 +100,11 @@ def load_dataset(name: str | Path, split: str = "train", *, data_dir: str | Path
     """One split of a data set, as plain arrays.
 
     Args:
-        name: a key of `DATASETS`; or the path of a `.csv` or `.npz` file, or of a folder with `train.csv` (or `.npz`) and
-            others (see `tfseq.data.series.load_series`); or of a folder with MIDI or MusicXML files (see
-            `tfseq.data.music.load_folder`).
+        name: a key of `DATASETS`; or a path, read as the first of these that it is: an `.npz` file with an array `x_train`,
+            `x_valid`, `x_test` or `shape`, which is of pictures (see `tfseq.data.images.load_images`); any other `.csv` or
+            `.npz` file, or a folder with `train.csv` (or `.npz`) and others, which are series (see
+            `tfseq.data.series.load_series`); a folder with IDX files of pictures, `train-images*` and others; a folder with
+            MIDI or MusicXML files (see `tfseq.data.music.load_folder`).
         split: `"train"`, `"valid"` or `"test"`; not all data has all of them (see `splits_of`).
         data_dir: folder of already downloaded files; the environment variable `TFSEQ_DATA` where not given. Files not
             found there are downloaded into the cache folder and checked.
@@ -115,10 +126,13 @@ def load_dataset(name: str | Path, split: str = "train", *, data_dir: str | Path
     if entry is not None:
         sequences = entry.resolve()(split, data_dir=None if data_dir is None else Path(data_dir), **entry.options)
         return replace(sequences, name=str(name), split=split)
+    from tfseq.data.images import load_images, splits_in
     from tfseq.data.music import load_folder
     from tfseq.data.series import files_of, load_series
 
     path = Path(name)
+    if splits_in(path):
+        return load_images(path, split)
     return load_series(path, split) if path.is_file() or files_of(path) else load_folder(path, split)
 
 

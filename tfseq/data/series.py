@@ -6,7 +6,7 @@ import csv
 import itertools
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,14 +110,15 @@ def load_series(path: str | Path, split: str = "train") -> Sequences:
     file = files[split]
     if not file.is_file() or file.suffix.lower() not in SUFFIXES:
         raise ValueError(f"`path` must be an existing {' or '.join(SUFFIXES)} file, or a folder of them; received {str(path)!r}.")
-    _check_size(file, file.stat().st_size)
+    check_size(file, file.stat().st_size)
     fields = (_read_npz if file.suffix.lower() == ".npz" else _read_csv)(file)
     whole = path.resolve()
     name = whole.name if path.is_dir() else whole.stem
     return Sequences(**fields, name=name, split=split, step="step", source=f"the user's file {file.name}")
 
 
-def _check_size(path: Path, size: int) -> None:
+def check_size(path: Path, size: int) -> None:
+    """Raises ValueError where a file, or what it unpacks to, has more than `MAX_BYTES`."""
     if size > MAX_BYTES:
         raise ValueError(f"{path} must have at most {MAX_BYTES} bytes; received {size}. Split it, one file for each data set.")
 
@@ -320,17 +321,25 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an NPZ file, which are `x` and those that may stand beside it."""
-    with _npz_errors(path), zipfile.ZipFile(path) as archive:
-        size = sum(info.file_size for info in archive.infolist())
-    _check_size(path, size)  # a small file may unpack into a huge one
-    with _npz_errors(path), np.load(path, allow_pickle=False) as file:
-        names = file.files
-        arrays = {name: file[name] for name in names if name in _ARRAYS}
+    names, arrays = npz_arrays(path, _ARRAYS)
     other = [name for name in names if name not in _ARRAYS]
     if other or "x" not in arrays:
         hint = "".join(nearest(name, _ARRAYS) for name in other[:1])
         raise ValueError(f"{path} must hold x, and nothing beside {', '.join(_ARRAYS[1:])}; received {', '.join(names)}.{hint}")
     return arrays
+
+
+def npz_arrays(path: Path, wanted: Collection[str]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The names of all arrays of an NPZ file, and those arrays that are wanted.
+
+    Raises:
+        ValueError: the file is damaged, unpacks to more than `MAX_BYTES`, or a wanted array is none of plain numbers.
+    """
+    with _npz_errors(path), zipfile.ZipFile(path) as archive:
+        size = sum(info.file_size for info in archive.infolist())
+    check_size(path, size)  # a small file may unpack into a huge one
+    with _npz_errors(path), np.load(path, allow_pickle=False) as file:
+        return file.files, {name: file[name] for name in file.files if name in wanted}
 
 
 @contextmanager

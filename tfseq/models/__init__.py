@@ -50,5 +50,9 @@ MODELS = Models(
             "tfseq.models.dmm:DeepMarkovModel",
             "Deep Markov model: neural state-space model trained on its ELBO (Krishnan et al. 2017)",
         ),
+        "rbm": Entry(
+            "tfseq.models.rbm:RBM",
+            "Restricted Boltzmann machine: CD, PCD, tempering; any unit types; likelihood by AIS or exact (Hinton 2002)",
+        ),
     }
 )

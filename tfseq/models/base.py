@@ -45,7 +45,8 @@ class Terms(NamedTuple):
         log_lik: log-likelihood of the observations given what was inferred: of each step `[B, T]`, or of each sequence `[B]`.
         kl: divergence of what was inferred from the prior, of the same shape; zeros where there is none.
         mask: `[B, T]`, True where a step is real.
-        objective: `[B]`, maximised instead of `log_lik - kl_weight * kl` where the gradient belongs to another quantity.
+        objective: `[B]` or its sum, maximised instead of `log_lik - kl_weight * kl` where the gradient belongs to another
+            quantity.
     """
 
     log_lik: tf.Tensor
@@ -176,6 +177,14 @@ class SequenceModel(keras.Model):
 
     has_kl: ClassVar[bool] = True
     """Whether training balances a likelihood and a divergence, which are then logged."""
+
+    monitor: str = "nats_per_step"
+    """The metric that validation selects by, lower is better."""
+
+    @property
+    def convention(self) -> str:
+        """What the monitored metric is, for people."""
+        return "pooled bound, nats per step (b)" if self.has_kl else "exact, nats per step"
 
     methods: tuple[str, ...] = ("gradient",)
     """Ways of training, chosen at `compile`; all but `"gradient"` are closed-form updates and need no optimiser."""
@@ -519,10 +528,14 @@ class SequenceModel(keras.Model):
             loss, _ = self._loss(self.terms(batch, training=True))
             loss += tf.add_n([tf.cast(a, loss.dtype) for a in self.losses]) / num_replicas() if self.losses else 0.0
             scaled = self.optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, self.trainable_weights)
+        gradients = self.adjust(tape.gradient(scaled, self.trainable_weights))
         self.optimizer.apply(self._clip(gradients), self.trainable_weights)
         self.step.assign(self.step + 1)
         return self.get_metrics_result()
+
+    def adjust(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+        """The gradients of this replica's (scaled) loss, in the order of `trainable_weights`, as they are applied."""
+        return gradients
 
     def _clip(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         """Clips by the norm of the gradient of all replicas; the optimiser's own clipping comes before its reduction.

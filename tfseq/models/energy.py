@@ -1,0 +1,730 @@
+"""What Boltzmann machines share: contrastive training with chains, log Z, likelihoods, Gibbs sampling, served signatures.
+
+    p(v, h) = exp(-E(v, h)) / Z,     grad log p(v) = <-grad E>_{h | v} - <-grad E>_{v, h}
+
+The second mean is over the model, and is what the samplers estimate. Each step of a sequence is a vector of its own; a data set
+of vectors is one of sequences of one step. N rows (vectors), C chains, V visible units, n units of a layer.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfseq import checks
+from tfseq.layers.heads import check_support
+from tfseq.models.base import Batch, Endpoint, SequenceModel, Terms, counts, graph, sum_over_replicas
+from tfseq.ops import ais, random
+from tfseq.ops.gibbs import Layered, Machine, Phase, States, exchange, gibbs
+from tfseq.ops.masking import fill
+from tfseq.ops.tracing import kernels
+from tfseq.ops.units import Units
+
+Sampler = Literal["cd", "pcd", "fpcd", "pt", "exact"]
+Binarise = Literal["sample", "threshold", "none"]
+
+_OFFSET_RATE = 0.01  # of the running means that centring subtracts
+_FAST_DECAY, _FAST_RATE = 0.95, 0.01  # of fast weights: Tieleman and Hinton 2009, "Using fast weights to improve PCD", sec. 4
+_TEMPERATURES = np.linspace(0.1, 1.0, 10)  # of parallel tempering
+_DATA_NOISE, _CHAIN_NOISE = 1, 2
+_START_SWEEP = 2**20  # noise of a state drawn before the first sweep
+
+
+class LogPartition(NamedTuple):
+    """log Z of a machine, nats.
+
+    Attributes:
+        value: log Z, exact or estimated.
+        low, high: log of (the estimate of Z -+ 3 standard errors); `value` itself where exact.
+        ess: effective sample size of the weights, of `num_chains`; infinite where exact.
+        reverse: the estimate by annealing from samples of the model back to the start, which errs upwards as the forward one errs
+            downwards; `value` where exact, NaN where it was not made.
+        method: `"exact"` or `"ais"`.
+        num_chains, num_temperatures: of the annealing; 0 where exact.
+    """
+
+    value: float
+    low: float
+    high: float
+    ess: float
+    reverse: float
+    method: str
+    num_chains: int = 0
+    num_temperatures: int = 0
+
+    @property
+    def converged(self) -> bool:
+        """Whether forward and reverse annealing agree within a nat, or three standard errors, and no few chains decide."""
+        if self.method == "exact":
+            return True
+        gap = abs(self.reverse - self.value)
+        return self.ess >= 0.1 * self.num_chains and not gap > max(1.0, self.high - self.value)
+
+
+class Inferred(NamedTuple):
+    """What a model infers of rows of observations.
+
+    Attributes:
+        even, odd: states or posterior means of all layers.
+        inputs: of the odd layers, given `even`.
+        log_prob: log of the unnormalised probability of each row, or a lower bound, `[N]`.
+    """
+
+    even: States
+    inputs: States
+    odd: States
+    log_prob: tf.Tensor
+
+
+class EnergyModel(SequenceModel):
+    """A Boltzmann machine that trains on vectors with `fit`, `[N, V]` or `[B, T, V]`.
+
+    A model defines `machine`, `infer` and its constructor, which calls `_set_training` and ends with `create_weights`.
+    """
+
+    has_kl = False
+    rules: ClassVar[tuple[str, ...]] = ()
+    visible_units: Units
+    log_scale: Any = None
+
+    # What a model defines ------------------------------------------------------------------------------------------
+
+    def machine(self) -> Machine:
+        """The machine with the current parameters."""
+        raise NotImplementedError
+
+    def infer(self, s: tf.Tensor) -> Inferred:
+        """The hidden units given visible states s `[N, V]` in the units' own scale."""
+        raise NotImplementedError
+
+    def visible_of(self, even: States, odd: States) -> tf.Tensor:
+        """Visible states `[N, V]` among those of all units."""
+        return even[0]
+
+    # Construction --------------------------------------------------------------------------------------------------
+
+    def _set_training(
+        self,
+        *,
+        sampler: Sampler,
+        num_chains: int,
+        num_sweeps: int,
+        max_sweeps: int | None,
+        sweeps_growth: int,
+        binarise: Binarise,
+        l2: float,
+        num_temperatures: int,
+        samplers: Iterable[str] = ("cd", "pcd", "fpcd", "pt", "exact"),
+    ) -> None:
+        """Checks and keeps the settings that all machines share; see `RBM`."""
+        checks.choice("sampler", sampler, samplers)
+        checks.choice("binarise", binarise, ("sample", "threshold", "none"))
+        checks.at_least(1, num_chains=num_chains, num_sweeps=num_sweeps, num_temperatures=num_temperatures)
+        checks.at_least(0, sweeps_growth=sweeps_growth)
+        if max_sweeps is not None:
+            checks.at_least(num_sweeps, max_sweeps=max_sweeps)
+        if not 0.0 <= l2 < math.inf:
+            raise ValueError(f"`l2` must be a number of at least 0; received {l2!r}.")
+        self.sampler, self.num_chains, self.l2, self.binarise = sampler, num_chains, l2, binarise
+        self.num_sweeps, self.max_sweeps, self.sweeps_growth = num_sweeps, max_sweeps or num_sweeps, sweeps_growth
+        self.num_temperatures = num_temperatures
+        self.log_z = self.add_weight(shape=(), dtype="float64", initializer="zeros", trainable=False, name="log_z")
+        # of the parameters that `log_z` belongs to
+        self.log_z_of = self.add_weight(shape=(2,), dtype="float64", initializer="zeros", trainable=False, name="log_z_of")
+
+    def create_weights(self) -> None:
+        machine = self.machine()
+        levels = len(_TEMPERATURES) if self.sampler == "pt" else 1
+        rows = tf.range(levels * self.num_chains if self.sampler in ("pcd", "fpcd", "pt") else 0)
+        start = machine.first(random.row_seeds(random.fold_in(self.seed.value, _CHAIN_NOISE), rows))
+        self.chains = [
+            self._state(a.shape, "zeros", f"chains_{i}")
+            for i, a in enumerate(start if self.sampler not in ("cd", "exact") else ())
+        ]
+        for weight, value in zip(self.chains, start, strict=False):
+            weight.assign(value)
+        fast = self.trainable_weights if self.sampler == "fpcd" else ()
+        self.fast = [self._state(w.shape, "zeros", f"fast_{w.name}") for w in fast]
+        super().create_weights()
+
+    def _state(self, shape: Any, initializer: Any, name: str) -> Any:
+        """A weight that training carries along; its dtype is that of the parameters, under mixed precision too."""
+        return self.add_weight(
+            shape=tuple(shape), initializer=initializer, trainable=False, dtype=self.variable_dtype, autocast=False, name=name
+        )
+
+    def _parameter(self, shape: Sequence[int], initializer: Any, name: str) -> Any:
+        return self.add_weight(shape=tuple(shape), initializer=initializer, dtype=self.variable_dtype, autocast=False, name=name)
+
+    def batch_spec(self) -> dict[str, tf.TensorSpec]:
+        return {"x": tf.TensorSpec([None, None, self.visible_units.columns], self.variable_dtype)}
+
+    def as_batch(self, data: Any) -> Batch:
+        """As `SequenceModel.as_batch`; x may also be vectors `[N, V]`, which are sequences of one step."""
+        if not hasattr(data, "x"):
+            data = dict(data) if isinstance(data, Mapping) else {"x": data}
+            for name, rank in (("x", 2), ("y", 1)):
+                if len(getattr(data.get(name), "shape", ())) == rank:
+                    data[name] = np.asarray(data[name])[:, None]
+        return super().as_batch(data)
+
+    @staticmethod
+    def as_dataset(data: Any) -> Any:
+        if not hasattr(data, "x") and len(getattr(data, "shape", ())) == 2:
+            data = np.asarray(data)[:, None]
+        return SequenceModel.as_dataset(data)
+
+    def complete(self, batch: Batch, step: tf.Tensor | int = -1) -> Batch:
+        batch = dict(batch[0] if isinstance(batch, tuple) else batch)
+        if len(batch["x"].shape) == 2:  # vectors of a stream
+            batch["x"] = tf.convert_to_tensor(batch["x"])[:, None]
+        return super().complete(batch, step)
+
+    def check_values(self, x: np.ndarray) -> None:
+        units = self.visible_units
+        check_support(x, np.asarray(units.supports(self._scaled(x))), units.rule, units.hint)
+
+    def in_support(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.broadcast_to(self.visible_units.supports(x), tf.shape(x))
+
+    # Observations as states ----------------------------------------------------------------------------------------
+
+    def _scaled(self, v: Any) -> Any:
+        """Observations as states of the units' own scale."""
+        return v if self.log_scale is None else v * tf.exp(-self.log_scale.value)
+
+    def _unscaled(self, s: tf.Tensor) -> tf.Tensor:
+        return s if self.log_scale is None else s * tf.exp(self.log_scale.value)
+
+    def _presented(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Grey values as they are trained on and scored: binarised or not, x `[N, V]`, row seeds `[N, 2]`."""
+        if self.visible_units.rule != "in [0, 1]" or self.binarise == "none":
+            return x
+        if self.binarise == "threshold":
+            return tf.cast(x > 0.5, x.dtype)
+        uniform = random.uniform(random.fold_in(seed, _DATA_NOISE), tf.zeros([1], tf.int32), x.shape[-1], 0)[0]
+        return tf.cast(tf.cast(uniform, x.dtype) < x, x.dtype)
+
+    def protocol(self, x: Iterable[np.ndarray]) -> str:
+        """What likelihoods of x are of: `"binary"` (as it is), `"sampled"`, `"threshold at 0.5"`, `"grey"` or `"as given"`."""
+        if self.visible_units.rule != "in [0, 1]":
+            return "as given"
+        if all(np.isin(a, (0.0, 1.0)).all() for a in x):
+            return "binary"
+        return {"sample": "sampled", "threshold": "threshold at 0.5", "none": "grey"}[self.binarise]
+
+    @property
+    def monitor(self) -> str:  # type: ignore[override]
+        """Selected by: the likelihood, or the squared error of reconstructions where there is none."""
+        return "nats_per_step" if self.has_likelihood else "reconstruction_error"
+
+    @property
+    def convention(self) -> str:
+        if not self.has_likelihood:
+            return "squared error of reconstructions, per visible unit"
+        return "nats per vector; log Z exact for small machines, else by annealing, which errs downwards: see `tfseq evaluate`"
+
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether all units are sampled exactly (noisy ReLU are not)."""
+        machine = self.machine()
+        return not isinstance(machine, Layered) or all(units.normalised for units in machine.units)
+
+    # The objective -------------------------------------------------------------------------------------------------
+
+    def terms(self, batch: Batch, training: bool = False) -> Terms:
+        mask = batch["mask"]
+        shape, num = tf.shape(mask), self.visible_units.columns
+        x = tf.reshape(fill(tf.cast(batch["x"], self.variable_dtype), mask), [-1, num])
+        weights = tf.cast(tf.reshape(mask, [-1]), x.dtype)
+        seed = tf.reshape(random.fold_in(batch["seed"][:, None], tf.range(shape[1])), [-1, 2])
+        with kernels(training):
+            v = self._presented(x, seed)
+            s = self._scaled(v)
+            found = self.infer(s)
+            log_lik = found.log_prob - self._log_scale_sum()
+            objective: Any = None
+            if training:
+                objective, model_side = self._contrast(s, found, weights, seed)
+                log_lik = tf.stop_gradient(log_lik + self._log_scale_sum() - model_side)
+            elif self.has_likelihood:
+                log_lik -= tf.cast(self.log_z.value, log_lik.dtype)
+            else:
+                log_lik = -tf.reduce_mean(tf.square(self._reconstruct(found) - v), -1)
+        log_lik = fill(tf.reshape(log_lik, shape), mask)
+        return Terms(log_lik, tf.zeros_like(log_lik), mask, objective)
+
+    def _log_scale_sum(self) -> Any:
+        return 0.0 if self.log_scale is None else tf.reduce_sum(self.log_scale.value)
+
+    def _reconstruct(self, found: Inferred) -> tf.Tensor:
+        """Visible means given the hidden ones, in the scale of the data."""
+        machine: Any = self.machine()
+        return self._unscaled(machine.means(machine.inputs(found.odd, 0), 0)[0])
+
+    def current_sweeps(self) -> tf.Tensor | int:
+        """Gibbs sweeps of this training step."""
+        if self.max_sweeps == self.num_sweeps or not self.sweeps_growth:
+            return self.num_sweeps
+        return tf.minimum(self.num_sweeps + self.step.value // self.sweeps_growth, self.max_sweeps)
+
+    def _contrast(self, s: tf.Tensor, found: Inferred, weights: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """(what is maximised; mean of log p* over the samples of the model, for the reported difference)."""
+        machine, total = self.machine(), tf.reduce_sum(weights)
+        if self.sampler == "exact":
+            log_z = tf.cast(ais.exact_log_z(machine), weights.dtype)
+            scale = total * self._log_scale_sum()
+            return tf.reduce_sum(weights * found.log_prob) - total * log_z - scale, log_z
+        phase, negative = self._negative(machine, found, seed)
+        if negative is None:  # as many as rows of data, each against its own
+            negative, share = weights, weights / tf.maximum(total, 1.0)
+        else:
+            share = tf.ones_like(negative) / tf.cast(tf.shape(negative)[0], negative.dtype)
+            negative = total * share
+        objective = self._score(machine, s, found, weights, phase, negative)
+        return objective, tf.reduce_sum(share * self._model_log_prob(machine, phase))
+
+    def _model_log_prob(self, machine: Any, phase: Phase) -> tf.Tensor:
+        """Unnormalised log-probability of the visible part of sampled states, `[N]`."""
+        return machine.log_prob(phase.even, phase.inputs, 0)
+
+    def _negative(self, machine: Machine, found: Inferred, seed: tf.Tensor) -> tuple[Phase, tf.Tensor | None]:
+        """States of the model; with a value for each of them, or None where they are one to a row of the data."""
+        sweeps = self.current_sweeps()
+        if self.sampler == "cd":
+            odd = machine.sample(found.inputs, 1, seed, _START_SWEEP)  # type: ignore[union-attr]
+            return gibbs(machine, odd, sweeps, seed), None
+        odd = tuple(tf.convert_to_tensor(w) for w in self.chains)
+        rows = random.row_seeds(
+            random.fold_in(random.fold_in(self.seed.value, _CHAIN_NOISE), self.step.value), tf.range(odd[0].shape[0])
+        )
+        if self.sampler == "pt":
+            betas = tf.constant(_TEMPERATURES, odd[0].dtype)
+            phase = gibbs(machine, odd, sweeps, rows, 0, tf.repeat(betas, self.num_chains)[:, None])
+            odd, _ = exchange(machine, phase.odd, betas, rows, self.step.value)
+            cold = tuple(a[-self.num_chains :] for a in odd)
+            phase = machine.sweep(cold, rows[-self.num_chains :], _START_SWEEP)
+            odd = tuple(tf.concat([a[: -self.num_chains], b], 0) for a, b in zip(odd, phase.odd, strict=True))
+        elif self.sampler == "fpcd":
+            phase = gibbs(self._fast_machine(), odd, sweeps, rows)
+            odd = phase.odd
+            phase = phase._replace(inputs=machine.inputs(phase.even, 1))
+        else:
+            phase = gibbs(machine, odd, sweeps, rows)
+            odd = phase.odd
+        for weight, value in zip(self.chains, odd, strict=True):
+            weight.assign(value)
+        return phase, tf.zeros([self.num_chains], odd[0].dtype)
+
+    def _fast_machine(self) -> Machine:
+        raise NotImplementedError
+
+    def _score(
+        self, machine: Any, s: tf.Tensor, found: Inferred, weights: tf.Tensor, phase: Phase, negative: tf.Tensor
+    ) -> tf.Tensor:
+        """What has the contrastive gradient: data with `weights` `[N]` against samples with `negative` `[C]`."""
+        raise NotImplementedError
+
+    def adjust(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Adds the decay of weight matrices (biases have none), and moves the fast weights."""
+        scale = self.optimizer.scale_loss(1.0)
+        if self.fast:
+            for fast, gradient in zip(self.fast, sum_over_replicas(gradients), strict=True):
+                fast.assign(_FAST_DECAY * fast - _FAST_RATE * gradient / scale)
+        if not self.l2:
+            return gradients
+        rate = self.l2 * scale / tf.distribute.get_strategy().num_replicas_in_sync
+        pairs = zip(gradients, self.trainable_weights, strict=True)
+        return [g + tf.cast(rate, g.dtype) * w.value if len(w.shape) == 2 else g for g, w in pairs]
+
+    def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """A contrastive step; its `loss` is the difference of free energies of data and samples, which is no likelihood."""
+        return {"loss": super().train_step(batch)["loss"]}
+
+    def test_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """Nats per step under the last `log_z`; the squared error of reconstructions where there is no likelihood."""
+        logs = super().test_step(batch)
+        return logs if self.has_likelihood else {self.monitor: logs["nats_per_step"]}
+
+    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+        """Keras's `evaluate`, with log Z of the current parameters: exact where that is quick, else by annealing."""
+        if self.has_likelihood:
+            self.refresh_log_z()
+        return super().evaluate(x, y, **kwargs)
+
+    def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
+        """Log-probability of each sequence (the sum over its steps) under the last `log_z`, `[B]`."""
+        terms = self.terms(self._checked(self.complete(batch)), training=False)
+        return terms.per_sequence(terms.log_lik)
+
+    # log Z and likelihoods -----------------------------------------------------------------------------------------
+
+    def _fingerprint(self) -> np.ndarray:
+        """Two numbers that change when a parameter does."""
+        values = [np.asarray(w, np.float64) for w in self.trainable_weights]
+        return np.array([sum(a.sum() for a in values), sum(float(np.vdot(a, a)) for a in values)])
+
+    def refresh_log_z(self) -> float:
+        """log Z of the current parameters for validation and `log_prob`; estimated anew only where they changed."""
+        now = self._fingerprint()
+        if not np.array_equal(now, np.asarray(self.log_z_of)):
+            self.log_z.assign(self.log_partition(num_temperatures=self.num_temperatures, reverse=False).value)
+            self.log_z_of.assign(now)
+        return float(self.log_z)
+
+    def log_partition(
+        self,
+        method: Literal["auto", "exact", "ais"] = "auto",
+        *,
+        num_chains: int = 100,
+        num_temperatures: int = 14500,
+        seed: Any = (0, 0),
+        reverse: bool = True,
+    ) -> LogPartition:
+        """log Z, exact by enumeration or by annealed importance sampling from independent units.
+
+        Args:
+            method: `"exact"` enumerates the smaller side, `"ais"` anneals; `"auto"` enumerates up to 2^16 joint states.
+            num_chains: chains of the annealing.
+            num_temperatures: its inverse temperatures (`ops.ais.temperatures`), a sweep each.
+            seed: whole numbers `[2]`.
+            reverse: also anneal back from samples of the model (the ends of the forward chains after a tenth as many sweeps).
+
+        Raises:
+            ValueError: units that are not sampled exactly; too many states for `"exact"`.
+
+        Warns:
+            UserWarning: annealing did not converge: forward and reverse estimates disagree, or few chains have all the weight.
+        """
+        checks.choice("method", method, ("auto", "exact", "ais"))
+        if not self.has_likelihood:
+            raise ValueError("log Z is not defined for noisy ReLU units: they are sampled approximately.")
+        machine = self.machine()
+        flipped = isinstance(machine, Layered) and len(machine.units) % 2 == 0
+        smallest = min(machine.num_odd_states(), machine.flipped().num_odd_states() if flipped else math.inf)  # type: ignore
+        if method == "exact" or (method == "auto" and smallest <= 2**16):
+            value = float(self._exact_log_z())
+            return LogPartition(value, value, value, math.inf, value, "exact")
+        checks.at_least(2, num_chains=num_chains, num_temperatures=num_temperatures)
+        betas = tf.constant(ais.temperatures(num_temperatures))
+        forward, states, start = self._annealed(random.as_seed(seed), tf.constant(num_chains), betas)
+        value, low, high, ess = (float(start) + a if i < 3 else a for i, a in enumerate(ais.log_mean(forward)))
+        back = math.nan
+        if reverse:
+            weights = self._annealed_back(states, random.as_seed(seed), betas[::-1], tf.constant(max(num_temperatures // 10, 1)))
+            back = float(start) - ais.log_mean(weights)[0]
+        found = LogPartition(value, low, high, ess, back, "ais", num_chains, num_temperatures)
+        if reverse and not found.converged:
+            warnings.warn(
+                f"Annealing has not converged: log Z is {value:.2f} forward and {back:.2f} in reverse, effective sample size "
+                f"{ess:.1f} of {num_chains}. More temperatures, or a longer equilibration, may help; quote both.",
+                stacklevel=2,
+            )
+        return found
+
+    @graph
+    def _exact_log_z(self) -> tf.Tensor:
+        machine = self.machine()
+        if isinstance(machine, Layered) and len(machine.units) % 2 == 0:
+            other = machine.flipped()
+            machine = other if other.num_odd_states() < machine.num_odd_states() else machine
+        return ais.exact_log_z(machine)
+
+    @graph
+    def _annealed(self, seed: tf.Tensor, num_chains: tf.Tensor, betas: tf.Tensor) -> tuple[tf.Tensor, States, tf.Tensor]:
+        machine, rows = self.machine(), random.row_seeds(seed, tf.range(num_chains))
+        with kernels():
+            return *ais.annealed_weights(machine, machine.first(rows), betas, rows), machine.start_log_z()
+
+    @graph
+    def _annealed_back(self, odd: States, seed: tf.Tensor, betas: tf.Tensor, num_sweeps: tf.Tensor) -> tf.Tensor:
+        machine, rows = self.machine(), random.row_seeds(random.fold_in(seed, 1), tf.range(tf.shape(odd[0])[0]))
+        with kernels():
+            odd = gibbs(machine, odd, num_sweeps, rows, tf.shape(betas)[0]).odd
+            return ais.annealed_weights(machine, odd, betas, rows)[0]
+
+    def log_prob(self, x: Any, mask: Any = None, *, log_partition: LogPartition | float | None = None) -> tf.Tensor:
+        """log p(x) of each sequence, nats, `[B]` (the sum over its steps); a lower bound where the posterior is approximate.
+
+        Args:
+            x: vectors `[N, V]`, sequences, or a whole batch. Grey values are presented as `binarise` says.
+            mask: `[B, T]`.
+            log_partition: log Z; where it is not given it is that of the current parameters, exact or a quick estimate.
+        """
+        batch = self.given(x, mask)
+        if log_partition is None:
+            log_z = self.refresh_log_z()
+        else:
+            log_z = log_partition.value if isinstance(log_partition, LogPartition) else float(log_partition)
+        return self._log_prob(batch, tf.constant(log_z, tf.float64))
+
+    @graph
+    def _log_prob(self, batch: Batch, log_z: tf.Tensor) -> tf.Tensor:
+        terms = self.terms(batch)
+        count = tf.math.count_nonzero(terms.mask, axis=-1, dtype=tf.float64)
+        shift = (self.log_z.value - log_z) * count
+        return terms.per_sequence(terms.log_lik) + tf.cast(shift, terms.log_lik.dtype)
+
+    # Sampling ------------------------------------------------------------------------------------------------------
+
+    def sample(self, num_sequences: int, num_steps: int = 1, seed: Any = (0, 0), num_sweeps: int = 1000) -> tf.Tensor:
+        """Independent vectors `[num_sequences, num_steps, V]`, each the end of a chain of its own.
+
+        A chain starts from independent units, is heated down to temperature 1 over half of its sweeps, and goes on there.
+
+        Args:
+            num_sequences, num_steps: how many.
+            seed: whole numbers `[2]`, or one for each sequence.
+            num_sweeps: of each chain.
+        """
+        rows, steps, sweeps = counts(num_sequences=num_sequences, num_steps=num_steps, num_sweeps=num_sweeps)
+        seeds = random.row_seeds(seed, tf.range(rows))
+        return self._sample(steps, seeds, sweeps)
+
+    @graph
+    def _sample(self, num_steps: tf.Tensor, seeds: tf.Tensor, num_sweeps: tf.Tensor) -> tf.Tensor:
+        machine = self.machine()
+        each = tf.reshape(random.fold_in(seeds[:, None], tf.range(num_steps)), [-1, 2])
+        half = num_sweeps // 2
+
+        def sweep(t: tf.Tensor, phase: Phase) -> tuple[tf.Tensor, Phase]:
+            beta = tf.minimum(tf.cast(t + 1, x_dtype) / tf.cast(half + 1, x_dtype), 1.0)
+            return t + 1, machine.sweep(phase.odd, each, t, beta)
+
+        x_dtype = self.variable_dtype
+        with kernels():
+            first = machine.sweep(machine.first(each), each, _START_SWEEP, tf.constant(0.0, x_dtype))
+            phase = tf.while_loop(lambda t, _: t < num_sweeps, sweep, (tf.constant(0), first))[1]
+        s = self._unscaled(self.visible_of(phase.even, phase.odd))
+        return tf.reshape(s, [-1, num_steps, s.shape[-1]])
+
+
+class LayeredModel(EnergyModel):
+    """A machine of layers, the first of them visible; its constructor calls `_make_layers`, then `_set_training`."""
+
+    def _make_layers(
+        self,
+        units: tuple[Units, ...],
+        *,
+        data_mean: Sequence[float] | None,
+        data_scale: Sequence[float] | None,
+        learned_scale: bool,
+        centred: bool,
+        sparsity_target: float,
+        sparsity_cost: float,
+        initial_stddev: float,
+    ) -> None:
+        visible, num = units[0], units[0].columns
+        for name, values in (("data_mean", data_mean), ("data_scale", data_scale)):
+            if values is not None and np.shape(values) != (num,):
+                raise ValueError(
+                    f"`{name}` must have one value a visible unit, shape [{num}]; received {list(np.shape(values))}."
+                )
+        is_gaussian = visible.rule == "finite"
+        if not is_gaussian and (learned_scale or data_scale is not None):
+            raise ValueError("`learned_scale` and `data_scale` are for visible='gaussian'.")
+        if data_scale is not None and not np.all(np.asarray(data_scale) > 0.0):
+            raise ValueError("`data_scale` must be above 0: a feature of zero variance says nothing; leave it out.")
+        if sum(u.rule == "finite" for u in units) > 1:
+            raise ValueError(
+                "Only one side may be Gaussian: with Gaussian visible and hidden units the probability has no finite sum "
+                "for most weights. Choose hidden='bernoulli' or hidden='relu'."
+            )
+        checks.share(sparsity_target=sparsity_target)
+        checks.positive(initial_stddev=initial_stddev)
+        if not 0.0 <= sparsity_cost < math.inf:
+            raise ValueError(f"`sparsity_cost` must be a number of at least 0; received {sparsity_cost!r}.")
+        self.units, self.visible_units, self.centred = units, visible, centred
+        self.sparsity_target, self.sparsity_cost, self.learned_scale = sparsity_target, sparsity_cost, learned_scale
+        scale = np.ones(num) if data_scale is None else np.asarray(data_scale, float)
+        mean = None if data_mean is None else np.asarray(data_mean, float) / scale
+        base = np.zeros(num) if mean is None else visible.natural(mean)
+        normal = keras.initializers.RandomNormal(stddev=initial_stddev)
+        self.weight_matrices = [
+            self._parameter((a.columns, b.columns), normal, f"weights_{i}") for i, (a, b) in enumerate(_pairs(units))
+        ]
+        first = keras.initializers.Constant(base)
+        self.bias_vectors = [self._parameter((u.columns,), "zeros" if i else first, f"bias_{i}") for i, u in enumerate(units)]
+        self.base = self._state((num,), first, "base")
+        if learned_scale:
+            self.log_scale = self._parameter((num,), keras.initializers.Constant(np.log(scale)), "log_scale")
+        elif is_gaussian:
+            self.log_scale = self._state((num,), keras.initializers.Constant(np.log(scale)), "log_scale")
+        at_rest = [np.asarray(u.mean(np.zeros((1, u.columns), np.float32)))[0] for u in units]
+        if mean is not None:
+            at_rest[0] = mean
+        self.offsets = [
+            self._state((u.columns,), keras.initializers.Constant(a), f"offset_{i}")
+            for i, (u, a) in enumerate(zip(units, at_rest, strict=True))
+        ]
+
+    @classmethod
+    def from_data(cls, data: Any, **hyperparameters: Any) -> Self:
+        """A model of the shape of a data set, which starts at its mean (and scale, with visible='gaussian').
+
+        Raises:
+            ValueError: a feature that never varies, with visible='gaussian'.
+        """
+        data = cls.as_dataset(data)
+        rows = np.concatenate([np.asarray(a, np.float64) for a in data.x]) if len(data.x) else np.zeros((0, 0))
+        if rows.ndim != 2 or not rows.size:
+            raise ValueError(f"`dataset` must hold vectors, or sequences of them; received x of shape {list(rows.shape)}.")
+        if not np.isfinite(rows).all():
+            column = int(np.argwhere(~np.isfinite(rows))[0][1])
+            raise ValueError(f"`x` must be finite; feature {column} holds NaN or infinity. Leave such rows out, or fill them in.")
+        found: dict[str, Any] = {"num_visible": rows.shape[1], "data_mean": rows.mean(0).tolist()}
+        if hyperparameters.get("visible") == "gaussian":
+            scale = rows.std(0)
+            if not (scale > 0.0).all():
+                raise ValueError(
+                    f"`x` must vary in every feature with visible='gaussian'; feature {int(np.argmin(scale))} is constant. "
+                    "Leave it out."
+                )
+            found["data_scale"] = scale.tolist()
+        return cls(**{**found, **hyperparameters})
+
+    def machine(self) -> Layered:
+        return self._machine(
+            [tf.convert_to_tensor(w) for w in self.weight_matrices], [tf.convert_to_tensor(b) for b in self.bias_vectors]
+        )
+
+    def _fast_machine(self) -> Layered:
+        moved = {id(w): w.value + fast.value for w, fast in zip(self.trainable_weights, self.fast, strict=True)}
+        return self._machine([moved[id(w)] for w in self.weight_matrices], [moved[id(b)] for b in self.bias_vectors])
+
+    def _machine(self, weights: list[tf.Tensor], biases: list[tf.Tensor]) -> Layered:
+        start = (tf.convert_to_tensor(self.base), *(tf.zeros_like(b) for b in biases[1:]))
+        return Layered(self.units, tuple(weights), tuple(biases), start)
+
+    def _score(
+        self, machine: Any, s: tf.Tensor, found: Inferred, weights: tf.Tensor, phase: Phase, negative: tf.Tensor
+    ) -> tf.Tensor:
+        sampled = machine.means(phase.inputs, 1)
+        both = [
+            tuple(tf.concat(pair, 0) for pair in zip(a, b, strict=True))
+            for a, b in ((found.even, phase.even), (found.inputs, phase.inputs), (found.odd, sampled))
+        ]
+        offsets = [tf.convert_to_tensor(w) for w in self.offsets] if self.centred else None
+        score = machine.score(*both, tf.concat([weights, -negative], 0), offsets)
+        means: list[Any] = [None] * len(self.units)
+        means[0::2], means[1::2] = found.even, found.odd
+        sums = sum_over_replicas([tf.linalg.matvec(a, weights, transpose_a=True) for a in means] + [tf.reduce_sum(weights)])
+        averages = [tf.stop_gradient(tf.math.divide_no_nan(a, sums[-1])) for a in sums[:-1]]
+        if self.sparsity_cost:  # linear in the means of each row, with the slope at the mean of all
+            for average, a in zip(averages[1:], means[1:], strict=True):
+                low = tf.clip_by_value(average, 1e-4, 1.0 - 1e-4)
+                slope = (1.0 - self.sparsity_target) / (1.0 - low) - self.sparsity_target / low
+                score -= self.sparsity_cost * tf.reduce_sum(weights * tf.linalg.matvec(a, slope))
+        if self.learned_scale:
+            # the machine itself is free of scale: d log p(v) / d s, then s = v / scale
+            slope = tf.stop_gradient(machine.inputs(found.odd, 0)[0] - s)
+            score += tf.reduce_sum(weights * (tf.reduce_sum(slope * s, -1) - self._log_scale_sum()))
+        if self.centred:
+            for offset, average in zip(self.offsets, averages, strict=True):
+                offset.assign(offset + _OFFSET_RATE * (average - offset))
+        return score
+
+    # The machine's quantities --------------------------------------------------------------------------------------
+
+    def _rows(self, name: str, value: Any, width: int) -> tf.Tensor:
+        value = tf.convert_to_tensor(value)
+        if value.shape.rank != 2 or value.shape[1] not in (width, None):
+            raise ValueError(f"`{name}` must have shape [N, {width}]; received {value.shape.as_list()}.")
+        return tf.cast(value, self.variable_dtype)
+
+    def _visible(self, v: Any) -> tf.Tensor:
+        return self._scaled(self._rows("v", v, self.visible_units.columns))
+
+    def energy(self, v: Any, *h: Any) -> tf.Tensor:
+        """E(v, h_1, ...), nats, `[N]`, of observations v `[N, V]` and the states of every hidden layer `[N, n]`."""
+        if len(h) + 1 != len(self.units):
+            raise ValueError(f"`energy` takes the states of {len(self.units) - 1} hidden layers; received {len(h)}.")
+        states = [
+            self._visible(v),
+            *(self._rows(f"h{i}", a, u.columns) for i, (a, u) in enumerate(zip(h, self.units[1:], strict=True))),
+        ]
+        machine = self.machine()
+        pairs = [tf.reduce_sum((a @ w) * b, -1) for (a, b), w in zip(_pairs(states), machine.weights, strict=True)]
+        own = [machine.own_terms(tuple(states[parity::2]), parity) for parity in (0, 1)]
+        return -tf.add_n(pairs + own)
+
+    def hidden_probs(self, v: Any) -> tf.Tensor:
+        """Means of the first hidden layer given observations v `[N, V]`, `[N, H]`: exact in an RBM, else of the mean field."""
+        return self.infer(self._visible(v)).odd[0]
+
+    def reconstruct(self, v: Any) -> tf.Tensor:
+        """Means of the visible units given the hidden units' means given v `[N, V]`, in the scale of the data."""
+        return self._reconstruct(self.infer(self._visible(v)))
+
+    def gibbs(self, v: Any, num_sweeps: Any = 1, seed: Any = (0, 0)) -> tuple[tf.Tensor, tf.Tensor]:
+        """Gibbs sampling from observations on: (v after the sweeps, its expected value in the last one), `[N, V]` both.
+
+        Args:
+            v: observations `[N, V]`.
+            num_sweeps: a whole number, or one for each row, `[N]`; after 0 sweeps a row is as it was.
+            seed: whole numbers `[2]` or `[N, 2]`.
+        """
+        v = self._rows("v", v, self.visible_units.columns)
+        sweeps = tf.broadcast_to(tf.cast(num_sweeps, tf.int32), tf.shape(v)[:1])
+        return self._gibbs(v, sweeps, random.row_seeds(seed, tf.range(tf.shape(v)[0])))
+
+    @graph
+    def _gibbs(self, v: tf.Tensor, num_sweeps: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        machine, s = self.machine(), self._scaled(v)
+        found = self.infer(s)
+        odd = machine.sample(found.inputs, 1, seed, _START_SWEEP)
+
+        def sweep(t: tf.Tensor, odd: States, s: tf.Tensor, mean: tf.Tensor) -> tuple:
+            inputs = machine.inputs(odd, 0)
+            even, keep = machine.sample(inputs, 0, seed, t), (t < num_sweeps)[:, None]
+            odd = machine.sample(machine.inputs(even, 1), 1, seed, t)
+            return t + 1, odd, tf.where(keep, even[0], s), tf.where(keep, machine.means(inputs, 0)[0], mean)
+
+        *_, s, mean = tf.while_loop(lambda t, *_: t < tf.reduce_max(num_sweeps), sweep, (tf.constant(0), odd, s, s))
+        return self._unscaled(s), self._unscaled(mean)
+
+    def endpoints(self, num_samples: int = 16, num_particles: int = 256) -> dict[str, Endpoint]:
+        """Served signatures: `hidden` (the default), `reconstruct`, `free_energy` and `gibbs`; the arguments are of no use here."""
+        v = tf.TensorSpec([None, self.visible_units.columns], tf.float32, "v")
+
+        def served(a: tf.Tensor) -> tf.Tensor:
+            return tf.cast(a, tf.float32)
+
+        def hidden(v: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"probs": served(self.hidden_probs(v))}
+
+        def reconstruct(v: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"v": served(self.reconstruct(v))}
+
+        def free_energy(v: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"free_energy": served(self.free_energy(v))}
+
+        def gibbs_sweeps(v: tf.Tensor, num_sweeps: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+            after, probs = self.gibbs(v, num_sweeps, seed)
+            return {"v": served(after), "probs": served(probs)}
+
+        sweeps, seed = tf.TensorSpec([None], tf.int32, "num_sweeps"), tf.TensorSpec([None, 2], tf.int32, "seed")
+        return {
+            "serving_default": (hidden, [v]),
+            "hidden": (hidden, [v]),
+            "reconstruct": (reconstruct, [v]),
+            "free_energy": (free_energy, [v]),
+            "gibbs": (gibbs_sweeps, [v, sweeps, seed]),
+        }
+
+    def free_energy(self, v: Any) -> tf.Tensor:
+        """-log of the unnormalised probability of v `[N, V]`, hidden units summed out, `[N]`: an upper bound of it, where the
+        posterior is approximate.
+        """
+        return self._log_scale_sum() - self.infer(self._visible(v)).log_prob
+
+
+def _pairs(items: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Neighbours."""
+    return list(zip(items[:-1], items[1:], strict=True))
