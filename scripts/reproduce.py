@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Long runs whose figures stand in the README: resumable, selected on validation only, the test split read once at the end.
 
-    python scripts/reproduce.py dmm-jsb [--data-dir DIR] [--out runs/dmm-jsb] [--seed 0]
+    python scripts/reproduce.py dmm-jsb [--data-dir DIR] [--out runs/dmm-jsb] [--seed 0] [--short]
 
 Called again with the same folder it goes on where it was stopped. It writes `result.json` (figures, command, wall time,
-versions), `curves.png` and the run folder of `tfseq train`.
+versions), `curves.png`, pictures of Boltzmann machines, and the run folder of `tfseq train`. `--short` makes a twentieth of the
+epochs and a tenth of the temperatures: does everything run, and which way do the figures go?
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import argparse
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# Each recipe: data set, model, its hyper-parameters, settings of `train`, samples of the final evaluation.
+# Each recipe: data set, model, its hyper-parameters, greedy pre-training where the model has it, settings of `train`, of the
+# final evaluation, and of the classifiers that start from the model: number of labels (None for all) -> settings of `classify`.
 _JSB: dict[str, Any] = {
     "data": "jsb",
     "model": "dmm",
@@ -30,14 +33,49 @@ _JSB: dict[str, Any] = {
         "kl_warmup": 1500,
         "validate_every": 10,
     },
-    "num_samples": 2000,
+    "evaluation": {"num_samples": 2000},
+}
+_MNIST: dict[str, Any] = {"data": "mnist", "evaluation": {"batch_size": 500}}
+_SGD: dict[str, Any] = {"optimizer": "sgd", "batch_size": 100, "clip_norm": 1e3}
+# Melchior, Fischer and Wiskott 2016: PCD-1 with 100 chains, rate 0.01, no momentum, no decay, 50 epochs
+_RBM16: dict[str, Any] = {
+    **_MNIST,
+    "model": "rbm",
+    "hyperparameters": {"num_hidden": 16, "binarise": "threshold"},
+    "training": {**_SGD, "learning_rate": 0.01, "schedule": "constant", "epochs": 50, "validate_every": 5},
 }
 RECIPES: dict[str, dict[str, Any]] = {
     # transposes the training pieces at random in the first three quarters of the epochs
     "dmm-jsb": {**_JSB, "training": {**_JSB["training"], "epochs": 2000, "weight_decay": 0.2, "augmented_epochs": 1500}},
     # the training pieces as they are, as in the papers
     "dmm-jsb-plain": {**_JSB, "training": {**_JSB["training"], "epochs": 600, "weight_decay": 0.3}},
-}
+    "rbm16-mnist": _RBM16,
+    "rbm16-mnist-plain": {**_RBM16, "hyperparameters": {**_RBM16["hyperparameters"], "centred": False}},
+    "rbm-mnist": {
+        **_MNIST,
+        "model": "rbm",
+        "hyperparameters": {"num_hidden": 500, "num_sweeps": 5, "l2": 1e-4},
+        "training": {**_SGD, "learning_rate": 0.05, "epochs": 150, "validate_every": 10},
+        "classifiers": {None: {"epochs": 30}},
+    },
+    "dbn-mnist": {
+        **_MNIST,
+        "model": "dbn",
+        "hyperparameters": {"hidden_units": [1000, 1000, 1000], "l2": 2e-4},
+        "pretraining": {"epochs": 20, "learning_rate": 0.05, "momentum": 0.5},
+        "training": {**_SGD, "learning_rate": 0.003, "epochs": 10, "validate_every": 5},
+        "classifiers": {None: {"epochs": 40}, 10000: {"epochs": 100}, 1000: {"epochs": 200}, 100: {"epochs": 200}},
+        "classify": "pretrained",
+    },
+    "dbm-mnist": {
+        **_MNIST,
+        "model": "dbm",
+        "hyperparameters": {"hidden_units": [500, 1000], "num_sweeps": 5, "l2": 2e-4},
+        "pretraining": {"epochs": 20, "learning_rate": 0.05, "momentum": 0.5},
+        "training": {**_SGD, "learning_rate": 0.005, "epochs": 100, "validate_every": 10},
+        "classifiers": {None: {"epochs": 40}, 10000: {"epochs": 100}, 1000: {"epochs": 200}, 100: {"epochs": 200}},
+    },
+}  # fmt: skip
 
 
 def main() -> None:
@@ -47,6 +85,7 @@ def main() -> None:
     parser.add_argument("--data-dir", help="folder of already downloaded files; else TFSEQ_DATA, else they are downloaded")
     parser.add_argument("--out", type=Path, help="run folder; runs/RECIPE by default")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--short", action="store_true", help="a twentieth of the epochs, a tenth of the temperatures")
     parser.add_argument("--max-minutes", type=float, default=float("inf"), help="stop training in time; call again to go on")
     arguments = parser.parse_args()
 
@@ -58,31 +97,51 @@ def main() -> None:
     from tfseq.training import versions
 
     recipe = RECIPES[arguments.recipe]
-    folder = arguments.out or Path("runs") / arguments.recipe
+    folder = arguments.out or Path("runs") / (arguments.recipe + ("-short" if arguments.short else ""))
     if (folder / "result.json").exists():
         sys.exit(f"{folder / 'result.json'} is there already: the test split is read once. Choose another --out for another run.")
     train, valid = (tfseq.load_dataset(recipe["data"], s, data_dir=arguments.data_dir) for s in ("train", "valid"))
     keras.utils.set_random_seed(arguments.seed)
-    model = tfseq.MODELS[recipe["model"]].from_data(train, **recipe["hyperparameters"])
-    resume = (folder / "checkpoints" / "last.keras").exists()
     settings = {**recipe["training"], "seed": arguments.seed, "max_minutes": arguments.max_minutes}
+    evaluation = dict(recipe["evaluation"])
+    if arguments.short:
+        settings["epochs"] = max(1, settings["epochs"] // 20)
+        evaluation["num_temperatures"] = 1450
+    minutes: dict[str, float] = {}
+    model = make_model(recipe, train, folder, arguments.short, minutes)
+    resume = (folder / "checkpoints" / "last.keras").exists()
     run = tfseq.train(model, train, valid, out=folder, resume=resume, **settings)
-    names = ("nats_per_step", "val_nats_per_step")
-    curves({n: [row.get(n, float("nan")) for row in run.history] for n in names}, folder / "curves.png", title=arguments.recipe)
-    if len(run.history) < recipe["training"]["epochs"]:
+    names = ("loss", "nats_per_step", f"val_{model.monitor}")
+    rows = {n: [row.get(n, float("nan")) for row in run.history] for n in names if any(n in row for row in run.history)}
+    curves(rows, folder / "curves.png", title=arguments.recipe)
+    if len(run.history) < settings["epochs"]:
         sys.exit(
-            f"Stopped after {len(run.history)} of {recipe['training']['epochs']} epochs ({run.stopped}). Nothing was read from "
+            f"Stopped after {len(run.history)} of {settings['epochs']} epochs ({run.stopped}). Nothing was read from "
             "the test split. Call again to go on, with more --max-minutes where they were used up."
         )
+    minutes["training"] = run.history[-1]["seconds"] / 60
 
     test = tfseq.load_dataset(recipe["data"], "test", data_dir=arguments.data_dir)
+    classifiers = {}
+    if "classifiers" in recipe:
+        start = tfseq.load(folder / "pretrained.keras") if recipe.get("classify") == "pretrained" else run.model
+        classifiers = classify(start, recipe["classifiers"], train, valid, test, arguments.short, minutes)
+    began = time.monotonic()
+    baselines = {} if recipe["model"] in BOLTZMANN else {"baselines_from": train}
     result = {
         "recipe": arguments.recipe,
-        "test": tfseq.evaluate(run.model, test, num_samples=recipe["num_samples"], seed=arguments.seed, baselines_from=train),
-        "validation_bound": min(row.get(names[1], float("inf")) for row in run.history),
-        "training_minutes": run.history[-1]["seconds"] / 60,
+        "short": arguments.short,
+        "test": tfseq.evaluate(run.model, test, seed=arguments.seed, **evaluation, **baselines),
+        "validation_bound": min(row.get(names[2], float("inf")) for row in run.history),
+        "test_error_percent": classifiers,
         "epochs": len(run.history),
         "seed": arguments.seed,
+    }
+    if recipe["model"] in BOLTZMANN:
+        draw_pictures(run.model, test, folder)
+    minutes["evaluation"] = (time.monotonic() - began) / 60
+    result |= {
+        "minutes": {name: round(value, 2) for name, value in minutes.items()},
         "cores": os.cpu_count(),
         "versions": versions(),
         "command": " ".join(sys.argv),
@@ -90,6 +149,115 @@ def main() -> None:
     with replace_file(folder / "result.json") as path:
         path.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
+
+
+BOLTZMANN = ("rbm", "dbn", "dbm")
+
+
+def make_model(recipe: dict[str, Any], train: Any, folder: Path, short: bool, minutes: dict[str, float]) -> Any:
+    """The model as training begins: pre-trained where the recipe says so, once."""
+    import keras
+
+    import tfseq
+    from tfseq.files import replace_file
+
+    model = tfseq.MODELS[recipe["model"]].from_data(train, **recipe["hyperparameters"])
+    if "pretraining" not in recipe:
+        return model
+    path = folder / "pretrained.keras"
+    if path.exists():
+        return tfseq.load(path)
+    settings = dict(recipe["pretraining"])
+    epochs = max(1, settings["epochs"] // 20) if short else settings["epochs"]
+    optimizer = keras.optimizers.SGD(settings["learning_rate"], momentum=settings["momentum"])
+    began = time.monotonic()
+    model.pretrain(train, epochs=epochs, batch_size=100, optimizer=optimizer, verbose=2)
+    minutes["pretraining"] = (time.monotonic() - began) / 60
+    folder.mkdir(parents=True, exist_ok=True)
+    with replace_file(path) as temporary:
+        model.save(temporary)
+    return model
+
+
+def classify(
+    model: Any,
+    settings: dict[int | None, dict[str, Any]],
+    train: Any,
+    valid: Any,
+    test: Any,
+    short: bool,
+    minutes: dict[str, float],
+) -> dict[str, dict[str, float]]:
+    """Test error in percent of the network that starts from the model, and of the same with random weights, by number of labels.
+
+    The first labels of the training split are used, in equal numbers of each class where they are few; the epoch is chosen by
+    the validation error.
+    """
+    import keras
+    import numpy as np
+
+    found: dict[str, dict[str, float]] = {}
+    x, y = train.x[:, 0], train.y[:, 0]
+    for num, options in settings.items():
+        began = time.monotonic()
+        rows = np.arange(len(y)) if num is None else np.concatenate([np.flatnonzero(y == c)[: num // 10] for c in range(10)])
+        epochs = max(1, options["epochs"] // 20) if short else options["epochs"]
+        errors = {}
+        for start in ("pre-trained", "random"):
+            keras.utils.set_random_seed(0)
+            network = model.to_classifier(10)
+            if start == "random":
+                network = type(network)(**{**network.settings, "mean_field_sweeps": 0})
+            inputs, held_out = network.inputs_for(x[rows]), network.inputs_for(valid.x[:, 0])
+            best = _fit(network, inputs, y[rows], held_out, valid.y[:, 0], epochs, freeze=start == "pre-trained")
+            network.set_weights(best)
+            wrong = network.predict(network.inputs_for(test.x[:, 0]), verbose=0, batch_size=500).argmax(-1) != test.y[:, 0]
+            errors[start] = round(100.0 * float(wrong.mean()), 3)
+        found[str(num or len(y))] = errors
+        print(num or len(y), errors, file=sys.stderr, flush=True)
+        minutes[f"classifier, {num or len(y)} labels"] = (time.monotonic() - began) / 60
+    return found
+
+
+def _fit(network: Any, x: Any, y: Any, x_valid: Any, y_valid: Any, epochs: int, freeze: bool) -> list[Any]:
+    """Fine-tuning, the new top layer alone first; the weights of the best validation accuracy (its loss where equal)."""
+    import keras
+
+    steps = -(-len(y) // 100)
+    parts = [(min(3, epochs), True), (epochs, False)] if freeze else [(epochs, False)]
+    best: list[Any] = [(-1.0, 0.0), network.get_weights()]
+
+    def keep(epoch: int, logs: dict[str, float]) -> None:
+        score = (logs["val_accuracy"], -logs["val_loss"])
+        if score > best[0]:
+            best[:] = [score, network.get_weights()]
+
+    for num, frozen in parts:
+        for layer in (*network.hidden_layers, *network.top_down):
+            layer.trainable = not frozen
+        rate = keras.optimizers.schedules.CosineDecay(1e-3, num * steps)
+        network.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        network.fit(
+            x, y, batch_size=100, epochs=num, verbose=0, validation_data=(x_valid, y_valid), validation_batch_size=500,
+            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=keep)],
+        )  # fmt: skip
+    return best[1]
+
+
+def draw_pictures(model: Any, test: Any, folder: Path) -> None:
+    """Receptive fields, samples, reconstructions, and chains over time."""
+    import numpy as np
+
+    from tfseq import plots
+
+    v = test.x[:20, 0]
+    weights = model.generative[0] if hasattr(model, "generative") else model.weight_matrices[0]
+    plots.receptive_fields(np.asarray(weights)[:, :100], test.shape, folder / "receptive_fields.png")
+    plots.image_grid(model.sample(100).numpy()[:, 0], test.shape, folder / "samples.png")
+    plots.reconstructions(v, model.reconstruct(v).numpy(), test.shape, folder / "reconstructions.png")
+    sweeps = [0, 1, 2, 5, 10, 20, 50, 100, 200, 500]
+    states = np.stack([model.gibbs(v[:8], n)[1].numpy() for n in sweeps], 1)
+    plots.chains(states, test.shape, folder / "chains.png", sweeps=sweeps)
 
 
 if __name__ == "__main__":

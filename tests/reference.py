@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -284,3 +285,144 @@ def chain_by_enumeration(log_initial: np.ndarray, log_transition: np.ndarray, lo
         "score": score.max(1),
         "path": paths[score.argmax(1)],
     }
+
+
+# Boltzmann machines by enumeration of all joint states ---------------------------------------------------------------
+
+Layer = tuple[str, int, int]  # unit type, columns, trials or categories
+
+_GRID = np.arange(-30, 31) / 2.0
+
+
+def unit_states(kind: str, columns: int, count: int = 1) -> tuple[Array, Array, float]:
+    """Every joint state of units `[S, n]`, the log base measure of each `[S]`, and the log of the volume that each stands for.
+
+    A Gaussian column is a grid of step 1/2 over [-15, 15]. The trapezoid rule on a Gaussian of variance 1 errs by
+    2 exp(-2 pi^2 / 0.25) of its integral, below 1e-33; what lies outside the grid is below 1e-15 for means up to 7.
+    """
+    if kind == "categorical":
+        one_hot = np.eye(count)
+        groups = itertools.product(range(count), repeat=columns // count)
+        states = np.array([np.concatenate([one_hot[k] for k in group]) for group in groups])
+        return states, np.zeros(len(states)), 0.0
+    values: Array = {"bernoulli": np.arange(2.0), "binomial": np.arange(count + 1.0), "gaussian": _GRID}[kind]
+    states = np.array(list(itertools.product(values, repeat=columns)))
+    if kind == "gaussian":
+        return states, -0.5 * (states**2).sum(1), columns * np.log(0.5)
+    return states, np.log(scipy.special.comb(count, states)).sum(1), 0.0  # comb(1, s) is 1: binary units have none
+
+
+@dataclass(frozen=True)
+class Boltzmann:
+    """Layers of units, each of which touches its neighbours, by enumeration: log p*(s) = sum b.s + log base + s W s'.
+
+    In `log_joint` the states of layer l are axis l.
+    """
+
+    layers: tuple[Layer, ...]
+    weights: tuple[Array, ...]
+    biases: tuple[Array, ...]
+
+    @classmethod
+    def random(cls, layers: Sequence[Layer], rng: np.random.Generator, scale: float = 0.7) -> Boltzmann:
+        """Normal weights and biases."""
+        sizes = [columns for _, columns, _ in layers]
+        weights = tuple(scale * rng.normal(size=pair) for pair in itertools.pairwise(sizes))
+        return cls(tuple(layers), weights, tuple(scale * rng.normal(size=n) for n in sizes))
+
+    def tempered(self, beta: float, start: Sequence[Array]) -> Boltzmann:
+        """All parameters moved from `start`, where there are no interactions: at beta = 0 there, at 1 here."""
+        biases = tuple(first + beta * (b - first) for b, first in zip(self.biases, start, strict=True))
+        return Boltzmann(self.layers, tuple(beta * w for w in self.weights), biases)
+
+    @functools.cached_property
+    def states(self) -> list[Array]:
+        """All states of each layer, `[S_l, n_l]`."""
+        return [unit_states(*layer)[0] for layer in self.layers]
+
+    @functools.cached_property
+    def volumes(self) -> list[float]:
+        """The log of the volume that a state of each layer stands for; 0 where units are discrete."""
+        return [unit_states(*layer)[2] for layer in self.layers]
+
+    @functools.cached_property
+    def log_joint(self) -> Array:
+        """log p* of every joint state, a density in Gaussian units, `[S_0, ..., S_L]`."""
+        num, total = len(self.layers), np.zeros([len(s) for s in self.states])
+        for i, (layer, bias) in enumerate(zip(self.layers, self.biases, strict=True)):
+            states, log_base, _ = unit_states(*layer)
+            total += (states @ bias + log_base).reshape([-1 if j == i else 1 for j in range(num)])
+        for i, weights in enumerate(self.weights):
+            pairs = self.states[i] @ weights @ self.states[i + 1].T
+            total += pairs.reshape([*[1] * i, *pairs.shape, *[1] * (num - i - 2)])
+        return total
+
+    def log_marginal(self, keep: Sequence[int]) -> Array:
+        """log p* of the states of layers `keep`, the others summed out."""
+        others = tuple(i for i in range(len(self.layers)) if i not in keep)
+        volume = sum(self.volumes[i] for i in others)
+        return np.asarray(scipy.special.logsumexp(self.log_joint, axis=others) + volume if others else self.log_joint)
+
+    @functools.cached_property
+    def log_z(self) -> float:
+        return float(self.log_marginal(()))
+
+    @functools.cached_property
+    def prob(self) -> Array:
+        """Probability of every joint state (of its cell, for Gaussian units), `[S_0, ..., S_L]`."""
+        return np.exp(self.log_joint + sum(self.volumes) - self.log_z)
+
+    def mean(self, layer: int) -> Array:
+        """Expected state of a layer, `[n_l]`."""
+        others = tuple(i for i in range(len(self.layers)) if i != layer)
+        return self.prob.sum(others) @ self.states[layer]
+
+    def pair(self, layer: int) -> Array:
+        """Expected products of a layer and the next, `[n_l, n_{l+1}]`."""
+        others = tuple(i for i in range(len(self.layers)) if i not in (layer, layer + 1))
+        return self.states[layer].T @ self.prob.sum(others) @ self.states[layer + 1]
+
+    def sample(self, num: int, rng: np.random.Generator) -> list[Array]:
+        """Independent states of all layers, `[num, n_l]` each."""
+        picked = np.unravel_index(rng.choice(self.prob.size, num, p=self.prob.ravel() / self.prob.sum()), self.prob.shape)
+        found = [s[i] for s, i in zip(self.states, picked, strict=True)]
+        for i in [i for i, layer in enumerate(self.layers) if layer[0] == "gaussian"]:  # off the grid: N(total input, 1)
+            mean = self.biases[i] + (found[i - 1] @ self.weights[i - 1] if i else 0.0)
+            mean = mean + (found[i + 1] @ self.weights[i].T if i + 1 < len(self.layers) else 0.0)
+            found[i] = mean + rng.normal(size=mean.shape)
+        return found
+
+
+def graph_states(weights: Array, biases: Array) -> tuple[Array, Array]:
+    """All states u `[2^U, U]` of a machine of binary units, and log p*(u) = b.u + sum of w_ij u_i u_j over its edges, `[2^U]`."""
+    num = len(biases)
+    states = np.array(list(itertools.product([0.0, 1.0], repeat=num)))
+    log_prob = np.zeros(len(states))
+    for i in range(num):
+        log_prob += biases[i] * states[:, i]
+        for j in range(i):
+            log_prob += weights[i, j] * states[:, i] * states[:, j]
+    return states, log_prob
+
+
+def places(found: Array, states: Array) -> Array:
+    """The row of `states` `[S, n]` that each row of `found` `[N, n]` is; an error where it is none."""
+    where = {tuple(state): i for i, state in enumerate(states.tolist())}
+    return np.array([where[tuple(row)] for row in np.asarray(found, np.float64).tolist()])
+
+
+def chi_square(found: Array, prob: Array) -> float:
+    """p-value of Pearson's test that cells `found` `[N]` were drawn with `prob` `[cells]`; rare cells are one."""
+    prob = prob.ravel() / prob.sum()
+    counts, expected = np.bincount(found, minlength=len(prob)), prob * len(found)
+    rare = expected < 5.0  # the usual rule for the chi-square approximation
+    counts, expected = np.append(counts[~rare], counts[rare].sum()), np.append(expected[~rare], expected[rare].sum())
+    if expected[-1] < 5.0:  # not enough of them: they join the last of the others
+        counts, expected = [np.append(a[:-2], a[-2:].sum()) for a in (counts, expected)]
+    return float(stats.chisquare(counts, expected).pvalue)
+
+
+def softplus_integral(a: Array) -> Array:
+    """Integral of softplus from minus infinity to a, -Li2(-e^a) (SciPy's `spence` is Li2(1 - z)); its series far below 0."""
+    series = sum((-1.0) ** (k + 1) * np.exp(k * np.minimum(a, -5.0)) / k**2 for k in range(1, 9))  # e^-45 is left out
+    return np.where(a < -5.0, series, -scipy.special.spence(1.0 + np.exp(np.maximum(a, -5.0))))

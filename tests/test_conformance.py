@@ -55,6 +55,19 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "exact": {"sampler": "exact", "hidden": "binomial", "hidden_count": 2},
         "rectified": {"hidden": "relu", "visible": "gaussian"},
     },
+    "bm": {
+        "visible": {"num_hidden": 0, "sampler": "pt", "num_chains": 4, "l2": 1e-3},
+        "mask": {"sampler": "exact", "mask": [[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]], "num_hidden": 1},
+    },
+    "dbn": {
+        "reals": {"visible": "gaussian", "hidden_units": [3, 4, 2], "sampler": "cd", "sparsity_cost": 0.1},
+        "counts": {"visible": "binomial", "visible_count": 2, "sampler": "fpcd"},
+    },
+    "dbm": {
+        "reals": {"visible": "gaussian", "learned_scale": True, "hidden_units": [3, 4, 2], "sampler": "fpcd", "damping": 0.2},
+        "exact": {"sampler": "exact", "sparsity_cost": 0.1, "l2": 1e-3, "mean_field_sweeps": 50},
+        "tempered": {"sampler": "pt", "num_chains": 4, "centred": False},
+    },
 }  # fmt: skip
 CASES = {name: (name, {}) for name in sorted(MODELS)}
 CASES |= {f"{name}-{key}": (name, value) for name, shapes in VARIANTS.items() for key, value in shapes.items()}
@@ -119,7 +132,7 @@ def test_training_beats_the_constant_baseline(trained: SequenceModel) -> None:
     assert after < before
     data = examples(trained)
     config = trained.get_config()
-    if next(config[name] for name in ("emission", "head", "visible") if name in config) != "bernoulli":
+    if next((config[n] for n in ("emission", "head", "visible") if n in config), "bernoulli") != "bernoulli":
         return  # the entropy below is that of binary features
     seen = data["mask"][..., None] & data.get("observed", True)
     share = np.where(seen, data["x"], 0.0).sum((0, 1)) / seen.sum((0, 1))

@@ -17,7 +17,10 @@ _WHERE = {
     "MODELS": "tfseq.models",
     "DeepMarkovModel": "tfseq.models.dmm",
     "HiddenMarkovModel": "tfseq.models.hmm",
+    "BoltzmannMachine": "tfseq.models.boltzmann_machine",
     "RBM": "tfseq.models.rbm",
+    "DeepBeliefNetwork": "tfseq.models.dbn",
+    "DeepBoltzmannMachine": "tfseq.models.dbm",
     "evaluate": "tfseq.evaluation",
     "export": "tfseq.exporting.saved_model",
     "load": "tfseq.training",
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from tfseq.evaluation import evaluate
     from tfseq.exporting.saved_model import export
     from tfseq.models import MODELS
+    from tfseq.models.boltzmann_machine import BoltzmannMachine
+    from tfseq.models.dbm import DeepBoltzmannMachine
+    from tfseq.models.dbn import DeepBeliefNetwork
     from tfseq.models.dmm import DeepMarkovModel
     from tfseq.models.hmm import HiddenMarkovModel
     from tfseq.models.rbm import RBM

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,12 +13,18 @@ import tensorflow as tf
 from tfseq import checks
 from tfseq.data.batching import Sequences, stream
 from tfseq.models.base import SequenceModel
+from tfseq.models.energy import EnergyModel
 
 CONVENTIONS = {
     "bound_per_step": "(b) pooled bound: sum of -ELBO / sum of steps",
     "importance_per_step": "(a) importance-sampled NLL: sum of -log mean weight / sum of steps",
     "bound_sequence_mean": "(c) mean over sequences of -ELBO / steps",
     "log_prob_per_step": "exact NLL: sum of -log p(x) / sum of steps",
+    "log_prob": "mean log p(v) of a vector, higher is better",
+    "log_prob_reverse": "the same with log Z by reverse annealing, which errs the other way",
+    "log_partition": "log Z",
+    "log_partition_reverse": "log Z by reverse annealing",
+    "reconstruction_error": "squared error of reconstructions, per visible unit",
 }
 
 
@@ -27,30 +34,43 @@ def evaluate(
     *,
     num_samples: int = 100,
     batch_size: int = 20,
+    num_chains: int = 100,
+    num_temperatures: int = 14500,
     seed: int = 0,
     baselines_from: Sequences | None = None,
 ) -> dict[str, Any]:
     """Likelihood of `data` under a model, in nats per step (lower is better): exact, or a bound in three conventions.
 
+    Of Boltzmann machines it is the mean log p(v) of a vector (higher is better).
+
     Args:
-        model: a model with an exact `log_prob`, or with `bounds`.
+        model: a model with an exact `log_prob`, or with `bounds`, or a Boltzmann machine.
         data: the sequences to score; empty ones contribute nothing.
         num_samples: samples of the guide for each sequence, for all figures; exact models need none.
         batch_size: sequences at once; it does not change the result beyond float32 rounding.
+        num_chains: chains of the annealing that estimates log Z of a Boltzmann machine.
+        num_temperatures: its inverse temperatures; small machines need neither.
         seed: decides the samples; each sequence has its own numbers.
         baselines_from: training data; the result then has `baselines` fitted to it (binary data only).
 
     Returns:
         `bound_per_step` (b), `importance_per_step` (a), `bound_sequence_mean` (c), `standard_error` (of (b), over sequences),
         `importance_standard_error` (of (a), over sequences), `num_samples`, `num_sequences`, `num_steps`, and `baselines`. Of
-        exact models `log_prob_per_step`, `standard_error`, `num_sequences`, `num_steps`, and `baselines`.
+        exact models `log_prob_per_step`, `standard_error`, `num_sequences`, `num_steps`, and `baselines`. Of Boltzmann
+        machines `log_prob`, `standard_error` (over vectors), `is_bound`, `protocol` (how grey values were presented),
+        `log_partition`, and where it was annealed `log_partition_low`, `log_partition_high` (three standard errors of Z),
+        `log_partition_reverse`, `log_prob_reverse`, `effective_sample_size`, `converged`; `reconstruction_error` alone where
+        there is no likelihood.
     """
     checks.at_least(1, num_samples=num_samples, batch_size=batch_size)
     if data.lengths.sum() == 0:
         raise ValueError(f"`data` has no steps (data set {data.name!r}, split {data.split!r}); there is nothing to score.")
     lengths = data.lengths
     result: dict[str, Any] = {}
-    if hasattr(model, "log_prob"):
+    if isinstance(model, EnergyModel):
+        annealing = {"num_chains": num_chains, "num_temperatures": num_temperatures}
+        result |= _energy_figures(model, data, batch_size, num_samples, annealing, seed)
+    elif hasattr(model, "log_prob"):
         log_prob = np.zeros(len(data))
         for batch in stream(replace(data, y=None), batch_size):  # p(x), and not p(x, labels)
             log_prob[batch["row"].numpy()] = np.asarray(model.log_prob(batch))
@@ -69,6 +89,36 @@ def evaluate(
     if baselines_from is not None:
         result["baselines"] = baselines(baselines_from, data)
     return result
+
+
+def _energy_figures(
+    model: EnergyModel, data: Sequences, batch_size: int, num_samples: int, annealing: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    """What is to be said of a Boltzmann machine."""
+    result: dict[str, Any] = {"protocol": model.protocol(data.x)}
+    batches = stream(replace(data, y=None), batch_size)
+    if not model.has_likelihood:
+        if not getattr(model, "compiled", False):
+            model.compile("sgd")
+        return result | {model.monitor: model.evaluate(batches, verbose=0, return_dict=True)[model.monitor]}
+    found = model.log_partition(seed=[seed, 0], **annealing)
+    settings = {"num_samples": num_samples} if "num_samples" in inspect.signature(model.log_prob).parameters else {}
+    log_prob, lengths = np.zeros(len(data)), data.lengths
+    for batch in batches:
+        log_prob[batch["row"].numpy()] = np.asarray(model.log_prob(batch, log_partition=found, **settings))
+    mean, error = _per_step(log_prob, lengths)
+    result |= {"log_prob": mean, "standard_error": error, "is_bound": model.is_bound, "log_partition": found.value}
+    if found.method == "ais":
+        result |= {
+            "log_partition_low": found.low,
+            "log_partition_high": found.high,
+            "log_partition_reverse": found.reverse,
+            "log_prob_reverse": mean + found.value - found.reverse,
+            "effective_sample_size": found.ess,
+            "converged": found.converged,
+            **annealing,
+        }
+    return result | ({**settings} if settings else {})
 
 
 def _per_step(nats: np.ndarray, lengths: np.ndarray) -> tuple[float, float]:

@@ -6,22 +6,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
 _SCRIPT = Path(__file__).parents[1] / "benchmark.py"
 
 
-def in_child(what: str, cores: int | None = None, **arguments: object) -> dict:
+def in_child(what: str, cores: int | None = None, variables: Mapping[str, str] | None = None, **arguments: object) -> dict:
     """`measure(**arguments)` of benchmark `what` in a new process: its result, or its "error".
 
     Args:
         what: the name of the benchmark.
         cores: what the process may use, for libraries whose pools of threads have no other limit; None for all.
+        variables: of the environment, for what a library reads when it is loaded.
         arguments: plain values for JSON.
     """
-    environment = dict(os.environ)
+    environment = {**os.environ, **(variables or {})}
     before = None
     if cores is not None:
         limits = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -36,14 +37,19 @@ def in_child(what: str, cores: int | None = None, **arguments: object) -> dict:
 
 
 def in_turns(
-    what: str, names: Iterable[str], rounds: int, cores: int | None = None, **arguments: object
+    what: str,
+    names: Iterable[str],
+    rounds: int,
+    cores: int | None = None,
+    variables: Mapping[str, Mapping[str, str]] | None = None,
+    **arguments: object,
 ) -> dict[str, list[dict]]:
-    """What `in_child` found for each contender in each round; a slow minute of the machine hits all."""
+    """What `in_child` found for each contender in each round, with its `variables`; a slow minute of the machine hits all."""
     names = list(names)
     found: dict[str, list[dict]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
-            found[name].append(in_child(what, cores, name=name, **arguments))
+            found[name].append(in_child(what, cores, (variables or {}).get(name), name=name, **arguments))
     return found
 
 

@@ -50,9 +50,21 @@ MODELS = Models(
             "tfseq.models.dmm:DeepMarkovModel",
             "Deep Markov model: neural state-space model trained on its ELBO (Krishnan et al. 2017)",
         ),
+        "bm": Entry(
+            "tfseq.models.boltzmann_machine:BoltzmannMachine",
+            "Boltzmann machine with any edges: exact or sampled gradients, conditionals (Ackley et al. 1985)",
+        ),
         "rbm": Entry(
             "tfseq.models.rbm:RBM",
             "Restricted Boltzmann machine: CD, PCD, tempering; any unit types; likelihood by AIS or exact (Hinton 2002)",
+        ),
+        "dbn": Entry(
+            "tfseq.models.dbn:DeepBeliefNetwork",
+            "Deep belief network: greedy pre-training, up-down tuning, classifier and autoencoder (Hinton et al. 2006)",
+        ),
+        "dbm": Entry(
+            "tfseq.models.dbm:DeepBoltzmannMachine",
+            "Deep Boltzmann machine: mean field and persistent chains, classifier (Salakhutdinov and Hinton 2009)",
         ),
     }
 )

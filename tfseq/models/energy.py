@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -29,11 +28,11 @@ from tfseq.ops.units import Units
 Sampler = Literal["cd", "pcd", "fpcd", "pt", "exact"]
 Binarise = Literal["sample", "threshold", "none"]
 
-_OFFSET_RATE = 0.01  # of the running means that centring subtracts
 _FAST_DECAY, _FAST_RATE = 0.95, 0.01  # of fast weights: Tieleman and Hinton 2009, "Using fast weights to improve PCD", sec. 4
 _TEMPERATURES = np.linspace(0.1, 1.0, 10)  # of parallel tempering
 _DATA_NOISE, _CHAIN_NOISE = 1, 2
-_START_SWEEP = 2**20  # noise of a state drawn before the first sweep
+START_SWEEP = 2**20
+"""The time of states drawn before the first sweep."""
 
 
 class LogPartition(NamedTuple):
@@ -71,15 +70,17 @@ class Inferred(NamedTuple):
     """What a model infers of rows of observations.
 
     Attributes:
-        even, odd: states or posterior means of all layers.
-        inputs: of the odd layers, given `even`.
+        even, odd: states or posterior means of all units.
+        inputs: of the odd units, given `even`; of layered machines.
         log_prob: log of the unnormalised probability of each row, or a lower bound, `[N]`.
+        directed: the part of it that directed layers make, `[N]`; None where there are none.
     """
 
     even: States
     inputs: States
     odd: States
     log_prob: tf.Tensor
+    directed: tf.Tensor | None = None
 
 
 class EnergyModel(SequenceModel):
@@ -89,6 +90,8 @@ class EnergyModel(SequenceModel):
     """
 
     has_kl = False
+    is_bound: ClassVar[bool] = False
+    """Whether `log_prob` is a lower bound, the posterior being approximate."""
     rules: ClassVar[tuple[str, ...]] = ()
     visible_units: Units
     log_scale: Any = None
@@ -99,12 +102,12 @@ class EnergyModel(SequenceModel):
         """The machine with the current parameters."""
         raise NotImplementedError
 
-    def infer(self, s: tf.Tensor) -> Inferred:
-        """The hidden units given visible states s `[N, V]` in the units' own scale."""
+    def infer(self, s: tf.Tensor, seed: tf.Tensor) -> Inferred:
+        """The hidden units given visible states s `[N, V]` in the units' own scale; row seeds `[N, 2]` where it samples."""
         raise NotImplementedError
 
-    def visible_of(self, even: States, odd: States) -> tf.Tensor:
-        """Visible states `[N, V]` among those of all units."""
+    def visible_of(self, even: States, odd: States, seed: tf.Tensor) -> tf.Tensor:
+        """Visible states `[N, V]` for those of the machine's units."""
         return even[0]
 
     # Construction --------------------------------------------------------------------------------------------------
@@ -147,11 +150,18 @@ class EnergyModel(SequenceModel):
             self._state(a.shape, "zeros", f"chains_{i}")
             for i, a in enumerate(start if self.sampler not in ("cd", "exact") else ())
         ]
-        for weight, value in zip(self.chains, start, strict=False):
-            weight.assign(value)
+        self.restart_chains()
         fast = self.trainable_weights if self.sampler == "fpcd" else ()
         self.fast = [self._state(w.shape, "zeros", f"fast_{w.name}") for w in fast]
         super().create_weights()
+
+    def restart_chains(self) -> None:
+        """Draws the persistent chains anew, from independent units; for parameters that were not reached by training."""
+        if self.chains:
+            rows = tf.range(self.chains[0].shape[0])
+            start = self.machine().first(random.row_seeds(random.fold_in(self.seed.value, _CHAIN_NOISE), rows))
+            for weight, value in zip(self.chains, start, strict=True):
+                weight.assign(value)
 
     def _state(self, shape: Any, initializer: Any, name: str) -> Any:
         """A weight that training carries along; its dtype is that of the parameters, under mixed precision too."""
@@ -161,6 +171,31 @@ class EnergyModel(SequenceModel):
 
     def _parameter(self, shape: Sequence[int], initializer: Any, name: str) -> Any:
         return self.add_weight(shape=tuple(shape), initializer=initializer, dtype=self.variable_dtype, autocast=False, name=name)
+
+    @classmethod
+    def from_data(cls, data: Any, **hyperparameters: Any) -> Self:
+        """A model of the shape of a data set, which starts at its mean (and scale, with visible='gaussian').
+
+        Raises:
+            ValueError: a feature that never varies, with visible='gaussian'.
+        """
+        data = cls.as_dataset(data)
+        rows = np.concatenate([np.asarray(a, np.float64) for a in data.x]) if len(data.x) else np.zeros((0, 0))
+        if rows.ndim != 2 or not rows.size:
+            raise ValueError(f"`dataset` must hold vectors, or sequences of them; received x of shape {list(rows.shape)}.")
+        if not np.isfinite(rows).all():
+            column = int(np.argwhere(~np.isfinite(rows))[0][1])
+            raise ValueError(f"`x` must be finite; feature {column} holds NaN or infinity. Leave such rows out, or fill them in.")
+        found: dict[str, Any] = {"num_visible": rows.shape[1], "data_mean": rows.mean(0).tolist()}
+        if hyperparameters.get("visible") == "gaussian":
+            scale = rows.std(0)
+            if not (scale > 0.0).all():
+                raise ValueError(
+                    f"`x` must vary in every feature with visible='gaussian'; feature {int(np.argmin(scale))} is constant. "
+                    "Leave it out."
+                )
+            found["data_scale"] = scale.tolist()
+        return cls(**{**found, **hyperparameters})
 
     def batch_spec(self) -> dict[str, tf.TensorSpec]:
         return {"x": tf.TensorSpec([None, None, self.visible_units.columns], self.variable_dtype)}
@@ -247,7 +282,7 @@ class EnergyModel(SequenceModel):
         with kernels(training):
             v = self._presented(x, seed)
             s = self._scaled(v)
-            found = self.infer(s)
+            found = self.infer(s, seed)
             log_lik = found.log_prob - self._log_scale_sum()
             objective: Any = None
             if training:
@@ -265,8 +300,7 @@ class EnergyModel(SequenceModel):
 
     def _reconstruct(self, found: Inferred) -> tf.Tensor:
         """Visible means given the hidden ones, in the scale of the data."""
-        machine: Any = self.machine()
-        return self._unscaled(machine.means(machine.inputs(found.odd, 0), 0)[0])
+        raise NotImplementedError
 
     def current_sweeps(self) -> tf.Tensor | int:
         """Gibbs sweeps of this training step."""
@@ -287,18 +321,19 @@ class EnergyModel(SequenceModel):
         else:
             share = tf.ones_like(negative) / tf.cast(tf.shape(negative)[0], negative.dtype)
             negative = total * share
-        objective = self._score(machine, s, found, weights, phase, negative)
-        return objective, tf.reduce_sum(share * self._model_log_prob(machine, phase))
+        model_log_prob = self._model_log_prob(machine, phase)
+        objective = self._score(machine, s, found, weights, phase, negative, model_log_prob)
+        return objective, tf.reduce_sum(share * model_log_prob)
 
-    def _model_log_prob(self, machine: Any, phase: Phase) -> tf.Tensor:
-        """Unnormalised log-probability of the visible part of sampled states, `[N]`."""
-        return machine.log_prob(phase.even, phase.inputs, 0)
+    def _model_log_prob(self, machine: Machine, phase: Phase) -> tf.Tensor:
+        """Unnormalised log-probability of a part of the sampled states, the others summed out, `[C]`."""
+        return machine.odd_log_prob(phase.odd)
 
     def _negative(self, machine: Machine, found: Inferred, seed: tf.Tensor) -> tuple[Phase, tf.Tensor | None]:
         """States of the model; with a value for each of them, or None where they are one to a row of the data."""
         sweeps = self.current_sweeps()
         if self.sampler == "cd":
-            odd = machine.sample(found.inputs, 1, seed, _START_SWEEP)  # type: ignore[union-attr]
+            odd = machine.sample(found.inputs, 1, seed, START_SWEEP)  # type: ignore[union-attr]
             return gibbs(machine, odd, sweeps, seed), None
         odd = tuple(tf.convert_to_tensor(w) for w in self.chains)
         rows = random.row_seeds(
@@ -309,7 +344,7 @@ class EnergyModel(SequenceModel):
             phase = gibbs(machine, odd, sweeps, rows, 0, tf.repeat(betas, self.num_chains)[:, None])
             odd, _ = exchange(machine, phase.odd, betas, rows, self.step.value)
             cold = tuple(a[-self.num_chains :] for a in odd)
-            phase = machine.sweep(cold, rows[-self.num_chains :], _START_SWEEP)
+            phase = machine.sweep(cold, rows[-self.num_chains :], START_SWEEP)
             odd = tuple(tf.concat([a[: -self.num_chains], b], 0) for a, b in zip(odd, phase.odd, strict=True))
         elif self.sampler == "fpcd":
             phase = gibbs(self._fast_machine(), odd, sweeps, rows)
@@ -326,10 +361,17 @@ class EnergyModel(SequenceModel):
         raise NotImplementedError
 
     def _score(
-        self, machine: Any, s: tf.Tensor, found: Inferred, weights: tf.Tensor, phase: Phase, negative: tf.Tensor
+        self,
+        machine: Machine,
+        s: tf.Tensor,
+        found: Inferred,
+        weights: tf.Tensor,
+        phase: Phase,
+        negative: tf.Tensor,
+        model_log_prob: tf.Tensor,
     ) -> tf.Tensor:
-        """What has the contrastive gradient: data with `weights` `[N]` against samples with `negative` `[C]`."""
-        raise NotImplementedError
+        """What has the contrastive gradient: data s with `weights` `[N]` against samples with `negative` `[C]`."""
+        return tf.reduce_sum(weights * found.log_prob) - tf.reduce_sum(negative * model_log_prob)
 
     def adjust(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         """Adds the decay of weight matrices (biases have none), and moves the fast weights."""
@@ -341,7 +383,7 @@ class EnergyModel(SequenceModel):
             return gradients
         rate = self.l2 * scale / tf.distribute.get_strategy().num_replicas_in_sync
         pairs = zip(gradients, self.trainable_weights, strict=True)
-        return [g + tf.cast(rate, g.dtype) * w.value if len(w.shape) == 2 else g for g, w in pairs]
+        return [g if "bias" in w.name or w is self.log_scale else g + tf.cast(rate, g.dtype) * w.value for g, w in pairs]
 
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """A contrastive step; its `loss` is the difference of free energies of data and samples, which is no likelihood."""
@@ -499,138 +541,12 @@ class EnergyModel(SequenceModel):
 
         x_dtype = self.variable_dtype
         with kernels():
-            first = machine.sweep(machine.first(each), each, _START_SWEEP, tf.constant(0.0, x_dtype))
+            first = machine.sweep(machine.first(each), each, START_SWEEP, tf.constant(0.0, x_dtype))
             phase = tf.while_loop(lambda t, _: t < num_sweeps, sweep, (tf.constant(0), first))[1]
-        s = self._unscaled(self.visible_of(phase.even, phase.odd))
+        s = self._unscaled(self.visible_of(phase.even, phase.odd, each))
         return tf.reshape(s, [-1, num_steps, s.shape[-1]])
 
-
-class LayeredModel(EnergyModel):
-    """A machine of layers, the first of them visible; its constructor calls `_make_layers`, then `_set_training`."""
-
-    def _make_layers(
-        self,
-        units: tuple[Units, ...],
-        *,
-        data_mean: Sequence[float] | None,
-        data_scale: Sequence[float] | None,
-        learned_scale: bool,
-        centred: bool,
-        sparsity_target: float,
-        sparsity_cost: float,
-        initial_stddev: float,
-    ) -> None:
-        visible, num = units[0], units[0].columns
-        for name, values in (("data_mean", data_mean), ("data_scale", data_scale)):
-            if values is not None and np.shape(values) != (num,):
-                raise ValueError(
-                    f"`{name}` must have one value a visible unit, shape [{num}]; received {list(np.shape(values))}."
-                )
-        is_gaussian = visible.rule == "finite"
-        if not is_gaussian and (learned_scale or data_scale is not None):
-            raise ValueError("`learned_scale` and `data_scale` are for visible='gaussian'.")
-        if data_scale is not None and not np.all(np.asarray(data_scale) > 0.0):
-            raise ValueError("`data_scale` must be above 0: a feature of zero variance says nothing; leave it out.")
-        if sum(u.rule == "finite" for u in units) > 1:
-            raise ValueError(
-                "Only one side may be Gaussian: with Gaussian visible and hidden units the probability has no finite sum "
-                "for most weights. Choose hidden='bernoulli' or hidden='relu'."
-            )
-        checks.share(sparsity_target=sparsity_target)
-        checks.positive(initial_stddev=initial_stddev)
-        if not 0.0 <= sparsity_cost < math.inf:
-            raise ValueError(f"`sparsity_cost` must be a number of at least 0; received {sparsity_cost!r}.")
-        self.units, self.visible_units, self.centred = units, visible, centred
-        self.sparsity_target, self.sparsity_cost, self.learned_scale = sparsity_target, sparsity_cost, learned_scale
-        scale = np.ones(num) if data_scale is None else np.asarray(data_scale, float)
-        mean = None if data_mean is None else np.asarray(data_mean, float) / scale
-        base = np.zeros(num) if mean is None else visible.natural(mean)
-        normal = keras.initializers.RandomNormal(stddev=initial_stddev)
-        self.weight_matrices = [
-            self._parameter((a.columns, b.columns), normal, f"weights_{i}") for i, (a, b) in enumerate(_pairs(units))
-        ]
-        first = keras.initializers.Constant(base)
-        self.bias_vectors = [self._parameter((u.columns,), "zeros" if i else first, f"bias_{i}") for i, u in enumerate(units)]
-        self.base = self._state((num,), first, "base")
-        if learned_scale:
-            self.log_scale = self._parameter((num,), keras.initializers.Constant(np.log(scale)), "log_scale")
-        elif is_gaussian:
-            self.log_scale = self._state((num,), keras.initializers.Constant(np.log(scale)), "log_scale")
-        at_rest = [np.asarray(u.mean(np.zeros((1, u.columns), np.float32)))[0] for u in units]
-        if mean is not None:
-            at_rest[0] = mean
-        self.offsets = [
-            self._state((u.columns,), keras.initializers.Constant(a), f"offset_{i}")
-            for i, (u, a) in enumerate(zip(units, at_rest, strict=True))
-        ]
-
-    @classmethod
-    def from_data(cls, data: Any, **hyperparameters: Any) -> Self:
-        """A model of the shape of a data set, which starts at its mean (and scale, with visible='gaussian').
-
-        Raises:
-            ValueError: a feature that never varies, with visible='gaussian'.
-        """
-        data = cls.as_dataset(data)
-        rows = np.concatenate([np.asarray(a, np.float64) for a in data.x]) if len(data.x) else np.zeros((0, 0))
-        if rows.ndim != 2 or not rows.size:
-            raise ValueError(f"`dataset` must hold vectors, or sequences of them; received x of shape {list(rows.shape)}.")
-        if not np.isfinite(rows).all():
-            column = int(np.argwhere(~np.isfinite(rows))[0][1])
-            raise ValueError(f"`x` must be finite; feature {column} holds NaN or infinity. Leave such rows out, or fill them in.")
-        found: dict[str, Any] = {"num_visible": rows.shape[1], "data_mean": rows.mean(0).tolist()}
-        if hyperparameters.get("visible") == "gaussian":
-            scale = rows.std(0)
-            if not (scale > 0.0).all():
-                raise ValueError(
-                    f"`x` must vary in every feature with visible='gaussian'; feature {int(np.argmin(scale))} is constant. "
-                    "Leave it out."
-                )
-            found["data_scale"] = scale.tolist()
-        return cls(**{**found, **hyperparameters})
-
-    def machine(self) -> Layered:
-        return self._machine(
-            [tf.convert_to_tensor(w) for w in self.weight_matrices], [tf.convert_to_tensor(b) for b in self.bias_vectors]
-        )
-
-    def _fast_machine(self) -> Layered:
-        moved = {id(w): w.value + fast.value for w, fast in zip(self.trainable_weights, self.fast, strict=True)}
-        return self._machine([moved[id(w)] for w in self.weight_matrices], [moved[id(b)] for b in self.bias_vectors])
-
-    def _machine(self, weights: list[tf.Tensor], biases: list[tf.Tensor]) -> Layered:
-        start = (tf.convert_to_tensor(self.base), *(tf.zeros_like(b) for b in biases[1:]))
-        return Layered(self.units, tuple(weights), tuple(biases), start)
-
-    def _score(
-        self, machine: Any, s: tf.Tensor, found: Inferred, weights: tf.Tensor, phase: Phase, negative: tf.Tensor
-    ) -> tf.Tensor:
-        sampled = machine.means(phase.inputs, 1)
-        both = [
-            tuple(tf.concat(pair, 0) for pair in zip(a, b, strict=True))
-            for a, b in ((found.even, phase.even), (found.inputs, phase.inputs), (found.odd, sampled))
-        ]
-        offsets = [tf.convert_to_tensor(w) for w in self.offsets] if self.centred else None
-        score = machine.score(*both, tf.concat([weights, -negative], 0), offsets)
-        means: list[Any] = [None] * len(self.units)
-        means[0::2], means[1::2] = found.even, found.odd
-        sums = sum_over_replicas([tf.linalg.matvec(a, weights, transpose_a=True) for a in means] + [tf.reduce_sum(weights)])
-        averages = [tf.stop_gradient(tf.math.divide_no_nan(a, sums[-1])) for a in sums[:-1]]
-        if self.sparsity_cost:  # linear in the means of each row, with the slope at the mean of all
-            for average, a in zip(averages[1:], means[1:], strict=True):
-                low = tf.clip_by_value(average, 1e-4, 1.0 - 1e-4)
-                slope = (1.0 - self.sparsity_target) / (1.0 - low) - self.sparsity_target / low
-                score -= self.sparsity_cost * tf.reduce_sum(weights * tf.linalg.matvec(a, slope))
-        if self.learned_scale:
-            # the machine itself is free of scale: d log p(v) / d s, then s = v / scale
-            slope = tf.stop_gradient(machine.inputs(found.odd, 0)[0] - s)
-            score += tf.reduce_sum(weights * (tf.reduce_sum(slope * s, -1) - self._log_scale_sum()))
-        if self.centred:
-            for offset, average in zip(self.offsets, averages, strict=True):
-                offset.assign(offset + _OFFSET_RATE * (average - offset))
-        return score
-
-    # The machine's quantities --------------------------------------------------------------------------------------
+    # The machine's quantities, and what is served ------------------------------------------------------------------
 
     def _rows(self, name: str, value: Any, width: int) -> tf.Tensor:
         value = tf.convert_to_tensor(value)
@@ -641,56 +557,25 @@ class LayeredModel(EnergyModel):
     def _visible(self, v: Any) -> tf.Tensor:
         return self._scaled(self._rows("v", v, self.visible_units.columns))
 
-    def energy(self, v: Any, *h: Any) -> tf.Tensor:
-        """E(v, h_1, ...), nats, `[N]`, of observations v `[N, V]` and the states of every hidden layer `[N, n]`."""
-        if len(h) + 1 != len(self.units):
-            raise ValueError(f"`energy` takes the states of {len(self.units) - 1} hidden layers; received {len(h)}.")
-        states = [
-            self._visible(v),
-            *(self._rows(f"h{i}", a, u.columns) for i, (a, u) in enumerate(zip(h, self.units[1:], strict=True))),
-        ]
-        machine = self.machine()
-        pairs = [tf.reduce_sum((a @ w) * b, -1) for (a, b), w in zip(_pairs(states), machine.weights, strict=True)]
-        own = [machine.own_terms(tuple(states[parity::2]), parity) for parity in (0, 1)]
-        return -tf.add_n(pairs + own)
+    def _inferred(self, v: Any) -> Inferred:
+        """Of observations v `[N, V]`, without noise of the rows."""
+        s = self._visible(v)
+        return self.infer(s, tf.zeros([tf.shape(s)[0], 2], tf.int32))
 
     def hidden_probs(self, v: Any) -> tf.Tensor:
         """Means of the first hidden layer given observations v `[N, V]`, `[N, H]`: exact in an RBM, else of the mean field."""
-        return self.infer(self._visible(v)).odd[0]
+        return self._inferred(v).odd[0]
 
     def reconstruct(self, v: Any) -> tf.Tensor:
         """Means of the visible units given the hidden units' means given v `[N, V]`, in the scale of the data."""
-        return self._reconstruct(self.infer(self._visible(v)))
+        return self._reconstruct(self._inferred(v))
 
-    def gibbs(self, v: Any, num_sweeps: Any = 1, seed: Any = (0, 0)) -> tuple[tf.Tensor, tf.Tensor]:
-        """Gibbs sampling from observations on: (v after the sweeps, its expected value in the last one), `[N, V]` both.
-
-        Args:
-            v: observations `[N, V]`.
-            num_sweeps: a whole number, or one for each row, `[N]`; after 0 sweeps a row is as it was.
-            seed: whole numbers `[2]` or `[N, 2]`.
-        """
-        v = self._rows("v", v, self.visible_units.columns)
-        sweeps = tf.broadcast_to(tf.cast(num_sweeps, tf.int32), tf.shape(v)[:1])
-        return self._gibbs(v, sweeps, random.row_seeds(seed, tf.range(tf.shape(v)[0])))
-
-    @graph
-    def _gibbs(self, v: tf.Tensor, num_sweeps: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        machine, s = self.machine(), self._scaled(v)
-        found = self.infer(s)
-        odd = machine.sample(found.inputs, 1, seed, _START_SWEEP)
-
-        def sweep(t: tf.Tensor, odd: States, s: tf.Tensor, mean: tf.Tensor) -> tuple:
-            inputs = machine.inputs(odd, 0)
-            even, keep = machine.sample(inputs, 0, seed, t), (t < num_sweeps)[:, None]
-            odd = machine.sample(machine.inputs(even, 1), 1, seed, t)
-            return t + 1, odd, tf.where(keep, even[0], s), tf.where(keep, machine.means(inputs, 0)[0], mean)
-
-        *_, s, mean = tf.while_loop(lambda t, *_: t < tf.reduce_max(num_sweeps), sweep, (tf.constant(0), odd, s, s))
-        return self._unscaled(s), self._unscaled(mean)
+    def free_energy(self, v: Any) -> tf.Tensor:
+        """-log of the unnormalised p(v), v `[N, V]`, hidden units summed out, `[N]`; a bound where they are approximate."""
+        return self._log_scale_sum() - self._inferred(v).log_prob
 
     def endpoints(self, num_samples: int = 16, num_particles: int = 256) -> dict[str, Endpoint]:
-        """Served signatures: `hidden` (the default), `reconstruct`, `free_energy` and `gibbs`; the arguments are of no use here."""
+        """Served signatures: `hidden`, the default, `reconstruct`, `free_energy` and `gibbs`; both arguments are unused."""
         v = tf.TensorSpec([None, self.visible_units.columns], tf.float32, "v")
 
         def served(a: tf.Tensor) -> tf.Tensor:
@@ -717,14 +602,3 @@ class LayeredModel(EnergyModel):
             "free_energy": (free_energy, [v]),
             "gibbs": (gibbs_sweeps, [v, sweeps, seed]),
         }
-
-    def free_energy(self, v: Any) -> tf.Tensor:
-        """-log of the unnormalised probability of v `[N, V]`, hidden units summed out, `[N]`: an upper bound of it, where the
-        posterior is approximate.
-        """
-        return self._log_scale_sum() - self.infer(self._visible(v)).log_prob
-
-
-def _pairs(items: Sequence[Any]) -> list[tuple[Any, Any]]:
-    """Neighbours."""
-    return list(zip(items[:-1], items[1:], strict=True))

@@ -1,6 +1,7 @@
 """The restricted Boltzmann machine, with the unit types of either side chosen freely.
 
-    E(v, h) = -b.s(v) - c.h - s(v) W h - log base measures,   F(v) = -b.s(v) - sum_j A_j(c_j + (s(v) W)_j),   p(v) = exp(-F(v)) / Z
+    E(v, h) = -b.s(v) - c.h - s(v) W h - log base measures
+    F(v) = -b.s(v) - sum_j A_j(c_j + (s(v) W)_j),   p(v) = exp(-F(v)) / Z
 
 A is the log-normaliser of the hidden units, softplus for binary ones; s(v) = v / scale for Gaussian visible units, else v.
 Smolensky 1986; Hinton 2002, "Training products of experts by minimizing contrastive divergence"; Hinton 2012, "A practical guide
@@ -17,7 +18,8 @@ import tensorflow as tf
 
 from tfseq import checks
 from tfseq.models.base import FROM_DATA
-from tfseq.models.energy import Binarise, Inferred, LayeredModel, Sampler
+from tfseq.models.energy import Binarise, Inferred, Sampler
+from tfseq.models.layered import LayeredModel
 from tfseq.ops.units import Kind, make_units
 
 
@@ -133,7 +135,7 @@ class RBM(LayeredModel):
     def tiny(cls, **hyperparameters: Any) -> Self:
         return cls(**{"num_visible": 3, "num_hidden": 4, "num_chains": 16, **hyperparameters})
 
-    def infer(self, s: tf.Tensor) -> Inferred:
+    def infer(self, s: tf.Tensor, seed: tf.Tensor) -> Inferred:
         machine = self.machine()
         inputs = machine.inputs((s,), 1)
         return Inferred((s,), inputs, machine.means(inputs, 1), machine.log_prob((s,), inputs, 0))

@@ -9,8 +9,8 @@ At inverse temperature beta all parameters theta are start + beta (theta - start
 
 from __future__ import annotations
 
-import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,6 +22,7 @@ from tfseq.ops.units import Bernoulli, Units
 
 States: TypeAlias = tuple[tf.Tensor, ...]
 Beta: TypeAlias = tf.Tensor | None
+Clamp: TypeAlias = tuple[tf.Tensor, tf.Tensor] | None
 
 # Salts of random numbers: that of layer l is l above this one.
 SALT = 100
@@ -81,12 +82,15 @@ class Layered(NamedTuple):
         weights: W_l `[n_l, n_{l+1}]`, L of them.
         biases: b_l `[n_l]`.
         start: biases at inverse temperature 0.
+        gains: factors of each layer's total inputs, for the greedy pre-training of deep Boltzmann machines, in which a layer
+            stands for the one that is missing as well; `log_prob` means nothing then. Empty for 1.
     """
 
     units: tuple[Units, ...]
     weights: tuple[tf.Tensor, ...]
     biases: tuple[tf.Tensor, ...]
     start: tuple[tf.Tensor, ...]
+    gains: tuple[float, ...] = ()
 
     def layers(self, parity: int) -> range:
         """Numbers of the even (0) or odd (1) layers."""
@@ -101,7 +105,7 @@ class Layered(NamedTuple):
                 a += others[(layer - 1) // 2] @ self.weights[layer - 1]
             if layer + 1 < len(self.units):
                 a += tf.matmul(others[(layer + 1) // 2], self.weights[layer], transpose_b=True)
-            found.append(a)
+            found.append(a * self.gains[layer] if self.gains else a)
         return tuple(found)
 
     def means(self, inputs: States, parity: int) -> States:
@@ -177,8 +181,8 @@ class Layered(NamedTuple):
 
     def num_odd_states(self) -> float:
         """In how many joint states the odd layers can be; infinite where they are not discrete."""
-        numbers = [self.units[layer].num_values for layer in self.layers(1)]
-        return float("inf") if None in numbers else functools.reduce(lambda a, b: a * b, numbers, 1)
+        numbers = [self.units[layer].num_values or math.inf for layer in self.layers(1)]
+        return math.prod(numbers)
 
     def odd_states(self, index: tf.Tensor) -> States:
         """The joint odd states of numbers `index` `[N]` int64."""
@@ -288,16 +292,26 @@ class Coloured(NamedTuple):
         a = _tempered(a, self.start[self._part(colour)], beta)
         return _sample(Bernoulli(self.sizes[colour]), a, seed, tf.convert_to_tensor(time), SALT + colour)
 
-    def _draw_odd(self, states: list[tf.Tensor], seed: tf.Tensor, time: tf.Tensor, beta: Beta) -> States:
-        for colour in range(1, len(self.sizes)):
-            states[colour] = self._draw(colour, self._input(colour, states), seed, time, beta)
-        return tuple(states[1:])
+    def _draw_from(
+        self, colour: int, states: list[tf.Tensor], seed: tf.Tensor, time: Any, beta: Beta, clamp: Clamp = None
+    ) -> States:
+        """The states with this colour and those after it drawn anew, one after the other."""
+        for i in range(colour, len(self.sizes)):
+            states[i] = self._draw(i, self._input(i, states), seed, time, beta)
+            if clamp is not None:
+                values, observed = (a[:, self._part(i)] for a in clamp)
+                states[i] = tf.where(observed, values, states[i])
+        return tuple(states)
 
-    def sweep(self, odd: States, seed: tf.Tensor, time: tf.Tensor | int, beta: Beta = None) -> Phase:
-        """One sweep from the odd states: the even ones, then the odd colours anew, one after the other."""
-        inputs = self.inputs(odd)
-        even = self._draw(0, inputs[0], seed, time, beta)
-        return Phase((even,), (), self._draw_odd([even, *odd], seed, time, beta))
+    def sweep(self, odd: States, seed: tf.Tensor, time: tf.Tensor | int, beta: Beta = None, clamp: Clamp = None) -> Phase:
+        """One sweep from the odd states: the even ones, then the odd colours anew, one after the other.
+
+        `clamp`: (values, where they are held), `[N, U]` both.
+        """
+        rows = tf.shape(odd[0])[0] if odd else tf.shape(seed)[0]
+        states = [tf.zeros([rows, self.sizes[0]], self.biases.dtype), *odd]
+        even, *odd_states = self._draw_from(0, states, seed, time, beta, clamp)
+        return Phase((even,), (), tuple(odd_states))
 
     def anneal(
         self, odd: States, before: tf.Tensor, after: tf.Tensor, seed: tf.Tensor, time: tf.Tensor
@@ -307,7 +321,7 @@ class Coloured(NamedTuple):
         even_ratio, even = _ratio_and_sample(Bernoulli(num), a, self.start[:num], before, after, seed, time, SALT)
         energy = 0.5 * own @ self.weights[num:, num:] + self.biases[num:] - self.start[num:]
         ratio = (after - before) * tf.reduce_sum(own * energy, -1)
-        return self._draw_odd([even, *odd], seed, time, after), even_ratio + ratio
+        return self._draw_from(1, [even, *odd], seed, time, after)[1:], even_ratio + ratio
 
     def first(self, seed: tf.Tensor) -> States:
         """Odd states at inverse temperature 0, for row seeds `[N, 2]`."""
@@ -360,6 +374,40 @@ def gibbs(
         lambda t, phase: (t + 1, machine.sweep(phase.odd, seed, t, beta)),
         (tf.convert_to_tensor(first) + 1, phase),
     )[1]
+
+
+def mean_field(machine: Layered, num_sweeps: int, damping: float, tolerance: float = 1e-4) -> States:
+    """Means of all layers of a machine of binary units, from a bottom-up pass with doubled inputs.
+
+    Each update is of all even or all odd layers, which are independent given the others, so the bound of mean-field theory never
+    falls (without damping). It stops after `num_sweeps`, or where no mean moves by more than `tolerance`.
+
+    Args:
+        machine: biases may be `[N, n]`, with what is observed in them.
+        num_sweeps: at most.
+        damping: share of the old mean that an update keeps.
+        tolerance: as above.
+    """
+    means, below = [], machine.biases[0]
+    for layer, units in enumerate(machine.units):
+        a = below if layer == 0 else below @ machine.weights[layer - 1] + machine.biases[layer]
+        below = units.mean(a if layer + 1 == len(machine.units) else 2.0 * a)
+        means.append(below)
+
+    def sweep(t: tf.Tensor, _: tf.Tensor, *means: tf.Tensor) -> tuple:
+        new = list(means)
+        for parity in (0, 1):
+            updated = machine.means(machine.inputs(tuple(new[1 - parity :: 2]), parity), parity)
+            for layer, mean in zip(machine.layers(parity), updated, strict=True):
+                new[layer] = mean + damping * (new[layer] - mean)
+        moved = [tf.reduce_max(tf.abs(a - b)) for a, b in zip(new, means, strict=True)]
+        return t + 1, tf.reduce_max(tf.stack(moved)), *new
+
+    def unfinished(t: tf.Tensor, moved: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
+        return (t < num_sweeps) & (moved > tolerance)
+
+    start = (tf.constant(0), tf.constant(float("inf"), means[0].dtype), *means)
+    return tuple(tf.while_loop(unfinished, sweep, start)[2:])
 
 
 def exchange(machine: Machine, odd: States, betas: tf.Tensor, seed: tf.Tensor, time: tf.Tensor | int) -> tuple[States, tf.Tensor]:
