@@ -642,10 +642,10 @@ def test_samples_of_reals_are_in_the_scale_of_the_data(rng: np.random.Generator)
 @op_by_op
 def test_gibbs_is_a_chain_from_the_data_with_sweeps_of_its_own_for_each_row(rng: np.random.Generator) -> None:
     model = make("binary", rng)
-    machine, (weights, b, c), num = enumerated(model), parameters(model), 3000
+    machine, (weights, b, c), num = enumerated(model), parameters(model), 4000
     visible, hidden = machine.states
     v = np.tile(visible[5], (num, 1))
-    sweeps = np.repeat([0, 1, 15], num // 3)
+    sweeps = np.repeat([0, 1, 2, 15], num // 4)
     found, mean = (a.numpy() for a in model.gibbs(v, sweeps))
     np.testing.assert_array_equal(found[sweeps == 0], v[sweeps == 0])
     np.testing.assert_array_equal(mean[sweeps == 0], v[sweeps == 0])
@@ -653,6 +653,9 @@ def test_gibbs_is_a_chain_from_the_data_with_sweeps_of_its_own_for_each_row(rng:
     given_h = scipy.special.softmax((b + hidden @ weights.T) @ visible.T, -1)
     once = reference.places(found[sweeps == 1], visible)
     assert reference.chi_square(once, given_v @ given_h) > P_VALUE
+    given_any_v = scipy.special.softmax((c + visible @ weights) @ hidden.T, -1)
+    twice = given_v @ given_h @ given_any_v @ given_h
+    assert reference.chi_square(reference.places(found[sweeps == 2], visible), twice) > P_VALUE
     assert reference.chi_square(reference.places(found[sweeps == 15], visible), machine.prob.sum(1)) > P_VALUE
     # the expected value is that given a hidden state, from which the visible one was drawn
     means = reference.sigmoid(b + hidden @ weights.T)
@@ -662,7 +665,7 @@ def test_gibbs_is_a_chain_from_the_data_with_sweeps_of_its_own_for_each_row(rng:
     assert reference.chi_square(drawn, given_v[:, None] * given_h) > P_VALUE
     for a, again in zip((found, mean), model.gibbs(v, sweeps), strict=True):
         np.testing.assert_array_equal(again, a)
-    rows = np.array([2999, 4, 1500])
+    rows = np.array([3999, 4, 1500])
     seeds = tfseq.ops.random.row_seeds([0, 0], tf.range(num)).numpy()[rows]
     np.testing.assert_array_equal(model.gibbs(v[rows], sweeps[rows], seeds)[0], found[rows])
     np.testing.assert_array_equal(model.gibbs(v[:9], 15, [0, 0])[0], model.gibbs(v[:9], np.full(9, 15), [0, 0])[0])

@@ -18,6 +18,7 @@ import re
 import sys
 import traceback
 import types
+import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -552,7 +553,7 @@ def _report(run: Run, out: Path, splits: Collection[str]) -> None:
     split = "test" if "test" in splits else "train"
     steps = [(f"tfseq evaluate {out}", f"its likelihood on the {split} split")]
     if hasattr(run.model, "decode"):
-        steps.append((f"tfseq predict {out} INPUT", "its states, step by step"))
+        steps.append((f"tfseq predict {out} INPUT", "what it infers, step by step"))
     steps += [
         (f"tfseq sample {out}", "new sequences"),
         (f"tfseq export {out} --out saved_models/{out.name}", "a SavedModel for TF Serving"),
@@ -622,11 +623,14 @@ def evaluate(arguments: list[str]) -> None:
     if split != (chosen.split or "test"):
         print(f"tfseq: {name} has no split test; this scores train, which the model may have been fitted to.", file=sys.stderr)
     data = load_dataset(name, split, data_dir=data_dir)
-    has_baselines = is_binary(data) and "train" in splits_of(name)
+    has_baselines = not hasattr(model, "log_partition") and is_binary(data) and "train" in splits_of(name)
     baselines_from = load_dataset(name, "train", data_dir=data_dir) if has_baselines else None
-    with _working(f"Scoring {len(data)} sequences"):
-        settings = {k: chosen[k] for k in ("num_samples", "batch_size", "seed")}
+    settings = {k: chosen[k] for k in ("num_samples", "batch_size", "num_chains", "num_temperatures", "seed")}
+    with _working(f"Scoring {len(data)} sequences"), warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
         result = evaluate(model, data, baselines_from=baselines_from, **settings)
+    for note in {str(note.message) for note in notes if issubclass(note.category, UserWarning)}:
+        print(f"tfseq: {note}", file=sys.stderr)
     if chosen.json:
         print(json.dumps(_finite({"data": data.name, "split": data.split, **result}), allow_nan=False))
     else:
@@ -657,8 +661,10 @@ def _print_table(result: Mapping[str, Any], title: str) -> None:
     from tfseq.evaluation import CONVENTIONS
 
     errors = {"importance_per_step": "importance_standard_error"}  # `standard_error` is that of the bound, or exact figure
-    errors |= dict.fromkeys(("bound_per_step", "log_prob_per_step"), "standard_error")
-    table = Table("figure", "nats per step", "std. error", "convention (lower is better)")
+    errors |= dict.fromkeys(("bound_per_step", "log_prob_per_step", "log_prob"), "standard_error")
+    per_step = "protocol" not in result  # else of a Boltzmann machine
+    header = ("nats per step", "convention (lower is better)") if per_step else ("nats", "what it is")
+    table = Table("figure", header[0], "std. error", header[1])
     for column in table.columns[1:3]:
         column.justify = "right"
     for key, convention in CONVENTIONS.items():
@@ -670,6 +676,9 @@ def _print_table(result: Mapping[str, Any], title: str) -> None:
             table.add_section()
         table.add_row(name, f"{nats:.3f}", "", "baseline, fitted to the train split")
     counts = {"num_sequences": "sequences", "num_steps": "steps", "num_samples": "samples each"}
+    if not per_step:
+        title += f" (values: {result['protocol']}{'; log_prob is a lower bound' if result.get('is_bound') else ''})"
+        counts |= {"num_chains": "chains", "num_temperatures": "temperatures of annealing"}
     print(f"{title}: {', '.join(f'{result[key]} {words}' for key, words in counts.items() if key in result)}")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 

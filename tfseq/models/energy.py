@@ -574,6 +574,19 @@ class EnergyModel(SequenceModel):
         """-log of the unnormalised p(v), v `[N, V]`, hidden units summed out, `[N]`; a bound where they are approximate."""
         return self._log_scale_sum() - self._inferred(v).log_prob
 
+    def decode(self, data: Any) -> dict[str, np.ndarray]:
+        """What `tfseq predict` writes of sequences: `free_energy` `[B, T]` and means of the hidden units, `prob` `[B, T, H]`."""
+        batch = self.given(data)
+        free_energy, probs = self._decode(batch)
+        return {"free_energy": free_energy.numpy(), "prob": probs.numpy()}
+
+    @graph
+    def _decode(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        shape = tf.shape(batch["mask"])
+        v = tf.reshape(fill(batch["x"], batch["mask"]), [-1, self.visible_units.columns])
+        probs = self.hidden_probs(v)
+        return tf.reshape(self.free_energy(v), shape), tf.reshape(probs, [*tf.unstack(shape), probs.shape[-1]])
+
     def endpoints(self, num_samples: int = 16, num_particles: int = 256) -> dict[str, Endpoint]:
         """Served signatures: `hidden`, the default, `reconstruct`, `free_energy` and `gibbs`; both arguments are unused."""
         v = tf.TensorSpec([None, self.visible_units.columns], tf.float32, "v")
