@@ -175,7 +175,7 @@ def test_few_temperatures_err_downwards_forward_and_upwards_in_reverse(name: str
 
 
 def test_weights_are_summed_in_float64(rng: np.random.Generator) -> None:
-    """400 even units move by some 20 each, thousands of nats in 2,000 steps, of which float32 sums would lose some thousandths."""
+    """400 even units move by some 20 each, thousands of nats in 2,000 steps; float32 sums would lose thousandths of one."""
     biases, first = rng.uniform(8.0, 12.0, 400), -rng.uniform(8.0, 12.0, 400)
     wanted = Boltzmann((("bernoulli", 400, 1), ("bernoulli", 1, 1)), (np.zeros((400, 1)),), (biases, np.zeros(1)))
     betas = np.linspace(0.0, 1.0, 2001)
@@ -189,8 +189,8 @@ def test_weights_are_summed_in_float64(rng: np.random.Generator) -> None:
     along = reference.softplus(first + betas[:, None] * (biases - first))
     exact = (along[-1] - along[0]).sum()
     np.testing.assert_allclose(found[1], exact, rtol=1e-12)
-    # a unit's bias and softplus are rounded by 1e-6 at most, in no common direction: 1e-6 times the root of 400, and as much again
-    # for the sums of the steps, which are of the size of 1
+    # a unit's bias and softplus are rounded by 1e-6 at most, in no common direction: 1e-6 times the root of 400, and as much
+    # again for the sums of the steps, which are of the size of 1
     np.testing.assert_allclose(found[0], exact, atol=4e-5)
     naive = np.cumsum(np.diff(along, axis=0).sum(1), dtype=np.float32)[-1]
     assert abs(float(naive) - exact) > 1e-3  # so that the test can tell

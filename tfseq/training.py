@@ -28,6 +28,7 @@ from tfseq.data.batching import Sequences, epoch_batches, num_batches, stream
 from tfseq.files import replace_file
 from tfseq.models import MODELS
 from tfseq.models.base import SequenceModel
+from tfseq.models.feedforward import NetworkClassifier
 
 _STATE = "training.json"  # beside the model in a checkpoint
 _CHECKPOINT_SECONDS = 60.0  # a killed run loses at most about this much
@@ -468,6 +469,6 @@ def load(path: str | Path) -> SequenceModel:
             f"{file} cannot be read as a model ({type(error).__name__}: {str(error)[:200]}). "
             "The file is damaged, or of another version."
         ) from error
-    if not isinstance(model, SequenceModel):
+    if not isinstance(model, (SequenceModel, NetworkClassifier)):
         raise ValueError(f"{file} holds a Keras model of another library ({type(model).__name__}), not one of tfseq.")
     return model

@@ -130,7 +130,7 @@ class NetworkClassifier(keras.Model):
 
     def features(self, inputs: Any) -> list[tf.Tensor]:
         """Activities of all hidden layers, `[N, n]` each."""
-        v = inputs["v"] if isinstance(inputs, Mapping) else tf.convert_to_tensor(inputs)
+        v = tf.convert_to_tensor(inputs["v"] if isinstance(inputs, Mapping) else inputs)
         width = self.settings["num_visible"]
         if v.shape.rank != 2 or v.shape[1] not in (width, None):
             raise ValueError(f"`v` must have shape [N, {width}]; received {v.shape.as_list()}.")
