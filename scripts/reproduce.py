@@ -55,7 +55,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         **_MNIST,
         "model": "rbm",
         "hyperparameters": {"num_hidden": 500, "num_sweeps": 5, "l2": 1e-4},
-        "training": {**_SGD, "learning_rate": 0.05, "epochs": 150, "validate_every": 10},
+        "training": {**_SGD, "learning_rate": 0.05, "epochs": 100, "validate_every": 10},
         "classifiers": {None: {"epochs": 30}},
     },
     "dbn-mnist": {
@@ -70,9 +70,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "dbm-mnist": {
         **_MNIST,
         "model": "dbm",
-        "hyperparameters": {"hidden_units": [500, 1000], "num_sweeps": 5, "l2": 2e-4},
+        "hyperparameters": {"hidden_units": [500, 1000], "num_sweeps": 5, "mean_field_sweeps": 10, "l2": 2e-4},
         "pretraining": {"epochs": 20, "learning_rate": 0.05, "momentum": 0.5},
-        "training": {**_SGD, "learning_rate": 0.005, "epochs": 100, "validate_every": 10},
+        "training": {**_SGD, "learning_rate": 0.01, "epochs": 60, "validate_every": 10},
         "classifiers": {None: {"epochs": 40}, 10000: {"epochs": 100}, 1000: {"epochs": 200}, 100: {"epochs": 200}},
     },
 }  # fmt: skip

@@ -7,13 +7,15 @@ Without more said it is as alike as can be: not centred, pixels taken as they ar
 
 - "XLA": with `compile(jit_compile=True)`, which leaves the checks out; "centred": the default; "defaults": PCD-1, centred, and
   pixels drawn anew at each presentation (of binary ones nothing changes, but the drawing is done).
-- "torch oneDNN", "scikit-learn AVX-512": the products of these two are those of MKL and OpenBLAS, which may know less of the
-  machine than oneDNN in TensorFlow does; these have the best kernels that could be found for them. See the peers' files.
+- "torch oneDNN", "scikit-learn AVX-512": by themselves these two multiply with MKL and OpenBLAS, which may know less of the
+  machine than oneDNN in TensorFlow does (the GEMM peak of each is printed); here they have the fastest kernels that were found
+  for them, by an undocumented function and by the environment. See the peers' files.
 
 Printed: median seconds of an epoch over all rounds, the first left out, with the fastest and the slowest; the first epoch, which
 compiles; the ratio to "tfseq CD-1"; the share of the GEMM peak (best of five 4096^3 float32 products in TensorFlow, same threads,
 the best of all rounds) that the five products of a step make up, 10 x batch x V x H operations; the peak memory; and the mean
-squared error of 1,000 pictures reconstructed after the last epoch, so that nobody is fast by not learning.
+squared error of 1,000 pictures reconstructed after the last epoch, so that nobody is fast by not learning (scikit-learn starts
+anew each epoch, "defaults" from the data's mean).
 
 Then the time of annealed importance sampling, 14,500 temperatures and 100 chains, two products a temperature; and the peak memory
 of training on streams of generated batches, a short and a long one. A process has as many cores as threads.
@@ -108,7 +110,10 @@ def tfseq_epochs(x: np.ndarray, repeats: int, jit_compile: bool = False, **optio
 
     keras.utils.set_random_seed(0)
     data, clock = Sequences(x[:, None]), Clock()
-    model = RBM(num_visible=_VISIBLE, num_hidden=_HIDDEN, num_chains=_BATCH, data_mean=x.mean(0).tolist(), **options)
+    if options:  # biases begin at 0, as the peers' do
+        model = RBM(num_visible=_VISIBLE, num_hidden=_HIDDEN, num_chains=_BATCH, **options)
+    else:
+        model = RBM.from_data(data, num_hidden=_HIDDEN)
     steps = num_batches(data, _BATCH)
     model.compile(keras.optimizers.SGD(_RATE), steps_per_execution=min(_PER_EXECUTION, steps), jit_compile=jit_compile)
     fit = {"steps_per_epoch": steps, "epochs": 1 + repeats, "verbose": 0, "callbacks": [clock]}

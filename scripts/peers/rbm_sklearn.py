@@ -2,8 +2,8 @@
 
 `BernoulliRBM` trains by PCD-1 with as many chains as a batch has rows. An epoch is `fit` with `n_iter=1`, which starts anew each
 time (some milliseconds) and keeps the type of the data; `partial_fit` would make float64 of it. Its batches are in the order of
-the data. Its products are NumPy's: OpenBLAS, in the wheels of NumPy, which does not know every processor and then takes kernels
-without AVX-512; `OPENBLAS_CORETYPE` in the environment chooses others.
+the data. Its products are NumPy's, in NumPy's wheels OpenBLAS, which may not know a processor: on an AMD EPYC (Zen 5)
+it took its Haswell kernels, without AVX-512. `OPENBLAS_CORETYPE` in the environment chooses others.
 """
 
 from __future__ import annotations

@@ -416,7 +416,11 @@ class SequenceModel(keras.Model):
             for name in {"mask", *specs} & set(batch):
                 rest = [[0, 0]] * (batch[name].shape.rank - 2)
                 batch[name] = tf.pad(batch[name], [[0, 0], [0, tf.maximum(0, 1 - shape[1])], *rest])
-        batch["seed"] = random.row_seeds(batch.get("seed", random.fold_in(self.seed.value, step)), batch["row"])
+        seed = batch.get("seed")
+        if seed is None:
+            batch["seed"] = random.derive(self.seed.value[None], step, batch["row"])
+        else:
+            batch["seed"] = random.row_seeds(seed, batch["row"])
         return batch
 
     @staticmethod

@@ -255,7 +255,7 @@ class BoltzmannMachine(EnergyModel):
             seed: whole numbers `[2]` or `[N, 2]`.
         """
         v = self._visible(v)
-        sweeps = tf.broadcast_to(tf.cast(num_sweeps, tf.int32), tf.shape(v)[:1])
+        sweeps = self._sweeps(num_sweeps, v)
         return self._gibbs(v, sweeps, random.row_seeds(seed, tf.range(tf.shape(v)[0])))
 
     @graph

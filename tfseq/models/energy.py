@@ -8,6 +8,7 @@ of vectors is one of sequences of one step. N rows (vectors), C chains, V visibl
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from tfseq.models.base import Batch, Endpoint, SequenceModel, Terms, counts, gra
 from tfseq.ops import ais, random
 from tfseq.ops.gibbs import Layered, Machine, Phase, States, exchange, gibbs
 from tfseq.ops.masking import fill
-from tfseq.ops.tracing import kernels
+from tfseq.ops.tracing import fused, kernels
 from tfseq.ops.units import Units
 
 Sampler = Literal["cd", "pcd", "fpcd", "pt", "exact"]
@@ -66,6 +67,13 @@ class LogPartition(NamedTuple):
         return self.ess >= 0.1 * self.num_chains and not gap > max(1.0, self.high - self.value)
 
 
+def smaller(machine: Any) -> Any:
+    """The machine with the side of fewer joint states as its odd one."""
+    if not isinstance(machine, Layered) or len(machine.units) % 2:
+        return machine
+    return min(machine, machine.flipped(), key=lambda a: a.num_odd_states())
+
+
 class Inferred(NamedTuple):
     """What a model infers of rows of observations.
 
@@ -81,6 +89,13 @@ class Inferred(NamedTuple):
     odd: States
     log_prob: tf.Tensor
     directed: tf.Tensor | None = None
+
+
+@fused
+def _drawn(x: tf.Tensor, seed: tf.Tensor, num: int) -> tf.Tensor:
+    """Grey values x `[N, num]` as black and white, row seeds `[N, 2]`."""
+    uniform = random.uniform(random.fold_in(seed, _DATA_NOISE), tf.zeros([1], tf.int32), num, 0)[0]
+    return tf.cast(tf.cast(uniform, x.dtype) < x, x.dtype)
 
 
 class EnergyModel(SequenceModel):
@@ -128,7 +143,8 @@ class EnergyModel(SequenceModel):
         """Checks and keeps the settings that all machines share; see `RBM`."""
         checks.choice("sampler", sampler, samplers)
         checks.choice("binarise", binarise, ("sample", "threshold", "none"))
-        checks.at_least(1, num_chains=num_chains, num_sweeps=num_sweeps, num_temperatures=num_temperatures)
+        checks.at_least(1, num_chains=num_chains, num_sweeps=num_sweeps)
+        checks.at_least(2, num_temperatures=num_temperatures)
         checks.at_least(0, sweeps_growth=sweeps_growth)
         if max_sweeps is not None:
             checks.at_least(num_sweeps, max_sweeps=max_sweeps)
@@ -179,6 +195,8 @@ class EnergyModel(SequenceModel):
         Raises:
             ValueError: a feature that never varies, with visible='gaussian'.
         """
+        if not hasattr(data, "x") and not isinstance(data, Mapping) and not len(data):
+            raise ValueError("`dataset` must hold vectors; received none.")
         data = cls.as_dataset(data)
         rows = np.concatenate([np.asarray(a, np.float64) for a in data.x]) if len(data.x) else np.zeros((0, 0))
         if rows.ndim != 2 or not rows.size:
@@ -188,13 +206,12 @@ class EnergyModel(SequenceModel):
             raise ValueError(f"`x` must be finite; feature {column} holds NaN or infinity. Leave such rows out, or fill them in.")
         found: dict[str, Any] = {"num_visible": rows.shape[1], "data_mean": rows.mean(0).tolist()}
         if hyperparameters.get("visible") == "gaussian":
-            scale = rows.std(0)
-            if not (scale > 0.0).all():
+            constant = np.flatnonzero(np.ptp(rows, axis=0) == 0.0)
+            if len(constant):
                 raise ValueError(
-                    f"`x` must vary in every feature with visible='gaussian'; feature {int(np.argmin(scale))} is constant. "
-                    "Leave it out."
+                    f"`x` must vary in every feature with visible='gaussian'; feature {constant[0]} is constant. Leave it out."
                 )
-            found["data_scale"] = scale.tolist()
+            found["data_scale"] = rows.std(0).tolist()
         return cls(**{**found, **hyperparameters})
 
     def batch_spec(self) -> dict[str, tf.TensorSpec]:
@@ -243,8 +260,7 @@ class EnergyModel(SequenceModel):
             return x
         if self.binarise == "threshold":
             return tf.cast(x > 0.5, x.dtype)
-        uniform = random.uniform(random.fold_in(seed, _DATA_NOISE), tf.zeros([1], tf.int32), x.shape[-1], 0)[0]
-        return tf.cast(tf.cast(uniform, x.dtype) < x, x.dtype)
+        return _drawn(x, seed, self.visible_units.columns)
 
     def protocol(self, x: Iterable[np.ndarray]) -> str:
         """What likelihoods of x are of: `"binary"` (as it is), `"sampled"`, `"threshold at 0.5"`, `"grey"` or `"as given"`."""
@@ -278,8 +294,8 @@ class EnergyModel(SequenceModel):
         shape, num = tf.shape(mask), self.visible_units.columns
         x = tf.reshape(fill(tf.cast(batch["x"], self.variable_dtype), mask), [-1, num])
         weights = tf.cast(tf.reshape(mask, [-1]), x.dtype)
-        seed = tf.reshape(random.fold_in(batch["seed"][:, None], tf.range(shape[1])), [-1, 2])
         with kernels(training):
+            seed = tf.reshape(random.derive(batch["seed"][:, None], tf.range(shape[1])), [-1, 2])
             v = self._presented(x, seed)
             s = self._scaled(v)
             found = self.infer(s, seed)
@@ -312,9 +328,8 @@ class EnergyModel(SequenceModel):
         """(what is maximised; mean of log p* over the samples of the model, for the reported difference)."""
         machine, total = self.machine(), tf.reduce_sum(weights)
         if self.sampler == "exact":
-            log_z = tf.cast(ais.exact_log_z(machine), weights.dtype)
-            scale = total * self._log_scale_sum()
-            return tf.reduce_sum(weights * found.log_prob) - total * log_z - scale, log_z
+            log_z = tf.cast(ais.exact_log_z(smaller(machine)), weights.dtype)
+            return self._score(machine, s, found, weights, None, total, log_z), log_z
         phase, negative = self._negative(machine, found, seed)
         if negative is None:  # as many as rows of data, each against its own
             negative, share = weights, weights / tf.maximum(total, 1.0)
@@ -336,9 +351,7 @@ class EnergyModel(SequenceModel):
             odd = machine.sample(found.inputs, 1, seed, START_SWEEP)  # type: ignore[union-attr]
             return gibbs(machine, odd, sweeps, seed), None
         odd = tuple(tf.convert_to_tensor(w) for w in self.chains)
-        rows = random.row_seeds(
-            random.fold_in(random.fold_in(self.seed.value, _CHAIN_NOISE), self.step.value), tf.range(odd[0].shape[0])
-        )
+        rows = random.derive(self.seed.value[None], _CHAIN_NOISE, self.step.value, tf.range(odd[0].shape[0]))
         if self.sampler == "pt":
             betas = tf.constant(_TEMPERATURES, odd[0].dtype)
             phase = gibbs(machine, odd, sweeps, rows, 0, tf.repeat(betas, self.num_chains)[:, None])
@@ -366,11 +379,14 @@ class EnergyModel(SequenceModel):
         s: tf.Tensor,
         found: Inferred,
         weights: tf.Tensor,
-        phase: Phase,
+        phase: Phase | None,
         negative: tf.Tensor,
         model_log_prob: tf.Tensor,
     ) -> tf.Tensor:
-        """What has the contrastive gradient: data s with `weights` `[N]` against samples with `negative` `[C]`."""
+        """What has the contrastive gradient: data s with `weights` `[N]` against samples with `negative` `[C]`.
+
+        Without samples (`phase` None) `negative` is the sum of the weights, and `model_log_prob` log Z itself.
+        """
         return tf.reduce_sum(weights * found.log_prob) - tf.reduce_sum(negative * model_log_prob)
 
     def adjust(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
@@ -387,7 +403,8 @@ class EnergyModel(SequenceModel):
 
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """A contrastive step; its `loss` is the difference of free energies of data and samples, which is no likelihood."""
-        return {"loss": super().train_step(batch)["loss"]}
+        with kernels():
+            return {"loss": super().train_step(batch)["loss"]}
 
     def test_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """Nats per step under the last `log_z`; the squared error of reconstructions where there is no likelihood."""
@@ -409,8 +426,8 @@ class EnergyModel(SequenceModel):
 
     def _fingerprint(self) -> np.ndarray:
         """Two numbers that change when a parameter does."""
-        values = [np.asarray(w, np.float64) for w in self.trainable_weights]
-        return np.array([sum(a.sum() for a in values), sum(float(np.vdot(a, a)) for a in values)])
+        digest = hashlib.blake2b(b"".join(np.asarray(w).tobytes() for w in self.trainable_weights), digest_size=12).digest()
+        return np.array([int.from_bytes(part, "little") for part in (digest[:6], digest[6:])], np.float64)  # below 2^53
 
     def refresh_log_z(self) -> float:
         """log Z of the current parameters for validation and `log_prob`; estimated anew only where they changed."""
@@ -448,9 +465,7 @@ class EnergyModel(SequenceModel):
         if not self.has_likelihood:
             raise ValueError("log Z is not defined for noisy ReLU units: they are sampled approximately.")
         machine = self.machine()
-        flipped = isinstance(machine, Layered) and len(machine.units) % 2 == 0
-        smallest = min(machine.num_odd_states(), machine.flipped().num_odd_states() if flipped else math.inf)  # type: ignore
-        if method == "exact" or (method == "auto" and smallest <= 2**16):
+        if method == "exact" or (method == "auto" and smaller(machine).num_odd_states() <= 2**16):
             value = float(self._exact_log_z())
             return LogPartition(value, value, value, math.inf, value, "exact")
         checks.at_least(2, num_chains=num_chains, num_temperatures=num_temperatures)
@@ -472,11 +487,7 @@ class EnergyModel(SequenceModel):
 
     @graph
     def _exact_log_z(self) -> tf.Tensor:
-        machine = self.machine()
-        if isinstance(machine, Layered) and len(machine.units) % 2 == 0:
-            other = machine.flipped()
-            machine = other if other.num_odd_states() < machine.num_odd_states() else machine
-        return ais.exact_log_z(machine)
+        return ais.exact_log_z(smaller(self.machine()))
 
     @graph
     def _annealed(self, seed: tf.Tensor, num_chains: tf.Tensor, betas: tf.Tensor) -> tuple[tf.Tensor, States, tf.Tensor]:
@@ -499,6 +510,8 @@ class EnergyModel(SequenceModel):
             mask: `[B, T]`.
             log_partition: log Z; where it is not given it is that of the current parameters, exact or a quick estimate.
         """
+        if not self.has_likelihood:
+            raise ValueError("log Z is not defined for noisy ReLU units: they are sampled approximately.")
         batch = self.given(x, mask)
         if log_partition is None:
             log_z = self.refresh_log_z()
@@ -553,6 +566,18 @@ class EnergyModel(SequenceModel):
         if value.shape.rank != 2 or value.shape[1] not in (width, None):
             raise ValueError(f"`{name}` must have shape [N, {width}]; received {value.shape.as_list()}.")
         return tf.cast(value, self.variable_dtype)
+
+    @staticmethod
+    def _sweeps(num_sweeps: Any, v: tf.Tensor) -> tf.Tensor:
+        """Numbers of sweeps as one for each row of v, `[N]` int32."""
+        if not tf.is_tensor(num_sweeps):
+            numbers = np.asarray(num_sweeps)
+            if numbers.dtype.kind not in "iu" or numbers.shape not in ((), (v.shape[0],)) or (numbers < 0).any():
+                raise ValueError(
+                    f"`num_sweeps` must be a whole number of at least 0, or one for each of {v.shape[0]} rows; "
+                    f"received {num_sweeps!r}."
+                )
+        return tf.broadcast_to(tf.cast(num_sweeps, tf.int32), tf.shape(v)[:1])
 
     def _visible(self, v: Any) -> tf.Tensor:
         return self._scaled(self._rows("v", v, self.visible_units.columns))

@@ -13,11 +13,12 @@ import tensorflow as tf
 
 from tfseq import checks
 from tfseq.models.base import graph, sum_over_replicas
-from tfseq.models.energy import START_SWEEP, EnergyModel, Inferred
+from tfseq.models.energy import START_SWEEP, EnergyModel, Inferred, smaller
 from tfseq.models.feedforward import NetworkClassifier
 from tfseq.ops import random
-from tfseq.ops.gibbs import Layered, Phase, States
-from tfseq.ops.units import Units
+from tfseq.ops.ais import exact_log_z
+from tfseq.ops.gibbs import Layered, Phase, States, centred_parameters
+from tfseq.ops.units import Binomial, Units
 
 _OFFSET_RATE = 0.01  # of the running means that centring subtracts
 
@@ -98,23 +99,27 @@ class LayeredModel(EnergyModel):
         s: tf.Tensor,
         found: Inferred,
         weights: tf.Tensor,
-        phase: Phase,
+        phase: Phase | None,
         negative: tf.Tensor,
         model_log_prob: tf.Tensor,
     ) -> tf.Tensor:
-        sampled = machine.means(phase.inputs, 1)
-        both = [
-            tuple(tf.concat(pair, 0) for pair in zip(a, b, strict=True))
-            for a, b in ((found.even, phase.even), (found.inputs, phase.inputs), (found.odd, sampled))
-        ]
         offsets = [tf.convert_to_tensor(w) for w in self.offsets] if self.centred else None
-        score = machine.score(*both, tf.concat([weights, -negative], 0), offsets)
+        if phase is None:
+            whole = centred_parameters(machine, offsets) if offsets else machine
+            score = whole.score(found.even, found.inputs, found.odd, weights)
+            score -= negative * tf.cast(exact_log_z(smaller(whole)), score.dtype)
+        else:
+            pairs = ((found.even, phase.even), (found.inputs, phase.inputs), (found.odd, machine.means(phase.inputs, 1)))
+            both = [tuple(tf.concat(pair, 0) for pair in zip(*parts, strict=True)) for parts in pairs]
+            score = machine.score(*both, tf.concat([weights, -negative], 0), offsets)
         means: list[Any] = [None] * len(self.units)
         means[0::2], means[1::2] = found.even, found.odd
         sums = sum_over_replicas([tf.linalg.matvec(a, weights, transpose_a=True) for a in means] + [tf.reduce_sum(weights)])
         averages = [tf.stop_gradient(tf.math.divide_no_nan(a, sums[-1])) for a in sums[:-1]]
         if self.sparsity_cost:  # linear in the means of each row, with the slope at the mean of all
-            for average, a in zip(averages[1:], means[1:], strict=True):
+            for units, average, a in zip(self.units[1:], averages[1:], means[1:], strict=True):
+                most = units.count if isinstance(units, Binomial) else 1
+                average, a = average / most, a / most
                 low = tf.clip_by_value(average, 1e-4, 1.0 - 1e-4)
                 slope = (1.0 - self.sparsity_target) / (1.0 - low) - self.sparsity_target / low
                 score -= self.sparsity_cost * tf.reduce_sum(weights * tf.linalg.matvec(a, slope))
@@ -123,8 +128,9 @@ class LayeredModel(EnergyModel):
             slope = tf.stop_gradient(machine.inputs(found.odd, 0)[0] - s)
             score += tf.reduce_sum(weights * (tf.reduce_sum(slope * s, -1) - self._log_scale_sum()))
         if self.centred:
+            rate = _OFFSET_RATE * tf.cast(sums[-1] > 0.0, sums[-1].dtype)
             for offset, average in zip(self.offsets, averages, strict=True):
-                offset.assign(offset + _OFFSET_RATE * (average - offset))
+                offset.assign(offset + rate * (average - offset))
         return score
 
     def to_classifier(self, num_classes: int, seed: int = 0) -> NetworkClassifier:
@@ -148,7 +154,10 @@ class LayeredModel(EnergyModel):
     # The machine's quantities --------------------------------------------------------------------------------------
 
     def energy(self, v: Any, *h: Any) -> tf.Tensor:
-        """E(v, h_1, ...), nats, `[N]`, of observations v `[N, V]` and the states of every hidden layer `[N, n]`."""
+        """E(v, h_1, ...), nats, `[N]`, of observations v `[N, V]` and the states of every hidden layer `[N, n]`.
+
+        With the logarithms of the scales, so that exp(-E) / Z is the density of v itself.
+        """
         if len(h) + 1 != len(self.units):
             raise ValueError(f"`energy` takes the states of {len(self.units) - 1} hidden layers; received {len(h)}.")
         states = [
@@ -158,7 +167,7 @@ class LayeredModel(EnergyModel):
         machine = self.machine()
         pairs = [tf.reduce_sum((a @ w) * b, -1) for (a, b), w in zip(_pairs(states), machine.weights, strict=True)]
         own = [machine.own_terms(tuple(states[parity::2]), parity) for parity in (0, 1)]
-        return -tf.add_n(pairs + own)
+        return self._log_scale_sum() - tf.add_n(pairs + own)
 
     def gibbs(self, v: Any, num_sweeps: Any = 1, seed: Any = (0, 0)) -> tuple[tf.Tensor, tf.Tensor]:
         """Gibbs sampling from observations on: (v after the sweeps, its expected value in the last one), `[N, V]` both.
@@ -169,7 +178,7 @@ class LayeredModel(EnergyModel):
             seed: whole numbers `[2]` or `[N, 2]`.
         """
         v = self._rows("v", v, self.visible_units.columns)
-        sweeps = tf.broadcast_to(tf.cast(num_sweeps, tf.int32), tf.shape(v)[:1])
+        sweeps = self._sweeps(num_sweeps, v)
         return self._gibbs(v, sweeps, random.row_seeds(seed, tf.range(tf.shape(v)[0])))
 
     @graph
@@ -198,8 +207,10 @@ def check_data_arguments(
             raise ValueError(f"`{name}` must have one value a visible unit, shape [{num}]; received {list(np.shape(values))}.")
     if visible.rule != "finite" and (learned_scale or data_scale is not None):
         raise ValueError("`learned_scale` and `data_scale` are for visible='gaussian'.")
-    if data_scale is not None and not np.all(np.asarray(data_scale) > 0.0):
-        raise ValueError("`data_scale` must be above 0: a feature of zero variance says nothing; leave it out.")
+    if data_scale is not None and not np.all((np.asarray(data_scale) > 0.0) & np.isfinite(data_scale)):
+        raise ValueError("`data_scale` must be above 0 and finite: a feature of zero variance says nothing; leave it out.")
+    if data_mean is not None and not np.isfinite(data_mean).all():
+        raise ValueError("`data_mean` must be finite; it holds NaN or infinity, as the data may.")
 
 
 def _pairs(items: Sequence[Any]) -> list[tuple[Any, Any]]:

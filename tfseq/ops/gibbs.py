@@ -181,8 +181,11 @@ class Layered(NamedTuple):
 
     def num_odd_states(self) -> float:
         """In how many joint states the odd layers can be; infinite where they are not discrete."""
-        numbers = [self.units[layer].num_values or math.inf for layer in self.layers(1)]
-        return math.prod(numbers)
+        numbers = [self.units[layer].num_values for layer in self.layers(1)]
+        # past 2^1000 a float could not hold it
+        if None in numbers or sum(n.bit_length() for n in numbers if n) > 1000:
+            return math.inf
+        return math.prod(n for n in numbers if n)
 
     def odd_states(self, index: tf.Tensor) -> States:
         """The joint odd states of numbers `index` `[N]` int64."""
@@ -228,18 +231,50 @@ class Layered(NamedTuple):
         return total(*self.weights, *self.biases)
 
 
-def _statistics(states: Sequence[tf.Tensor], weights: tf.Tensor, offsets: Sequence[tf.Tensor] | None) -> list[tf.Tensor]:
-    """Weighted sums of neighbours' products, then of states; see `Layered.score`."""
+@fused
+def _weighed(
+    states: Sequence[tf.Tensor], weights: tf.Tensor, offsets: Sequence[tf.Tensor] | None, narrows: tuple[bool, ...]
+) -> tuple[list, list]:
+    """(Weighted sums of states, neighbours less their offsets, the right one weighed where the layers narrow): no products."""
     weights = weights[:, None]
     biases = [tf.reduce_sum(s * weights, 0) for s in states]
     centred = [s - offset for s, offset in zip(states, offsets, strict=True)] if offsets else states
-    # of two neighbours the narrower is weighed
-    matrices = [
-        tf.matmul(left, right * weights, transpose_a=True)
-        if right.shape[1] <= left.shape[1]
-        else tf.matmul(left * weights, right, transpose_a=True)
-        for left, right in itertools.pairwise(centred)
+    pairs = [
+        (left, right * weights) if narrow else (left * weights, right)
+        for narrow, (left, right) in zip(narrows, itertools.pairwise(centred), strict=True)
     ]
+    return biases, pairs
+
+
+def centred_parameters(machine: Layered, offsets: Sequence[tf.Tensor]) -> Layered:
+    """The machine itself, with the gradients of its parameters centred (see `Layered.score`)."""
+    num = len(machine.weights)
+
+    @tf.custom_gradient
+    def same(*parameters: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
+        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
+            weights, biases = list(upstream[:num]), list(upstream[num:])
+            for i in range(num):
+                weights[i] = (
+                    weights[i] - offsets[i][:, None] * upstream[num + i + 1] - upstream[num + i][:, None] * offsets[i + 1]
+                )
+            for i, weight in enumerate(weights):
+                biases[i] -= tf.linalg.matvec(weight, offsets[i + 1])
+                biases[i + 1] -= tf.linalg.matvec(weight, offsets[i], transpose_a=True)
+            return [*weights, *biases]
+
+        return [tf.identity(a) for a in parameters], gradient
+
+    found = same(*machine.weights, *machine.biases)
+    return machine._replace(weights=tuple(found[:num]), biases=tuple(found[num:]))
+
+
+def _statistics(states: Sequence[tf.Tensor], weights: tf.Tensor, offsets: Sequence[tf.Tensor] | None) -> list[tf.Tensor]:
+    """Weighted sums of neighbours' products, then of states; see `Layered.score`."""
+    narrows = tuple(bool(b.shape[1] <= a.shape[1]) for a, b in itertools.pairwise(states))
+    biases, pairs = _weighed(states, weights, offsets, narrows)
+    biases = list(biases)
+    matrices = [tf.matmul(left, right, transpose_a=True) for left, right in pairs]
     for i, matrix in enumerate(matrices if offsets else ()):
         biases[i] -= tf.linalg.matvec(matrix, offsets[i + 1])  # type: ignore[index]
         biases[i + 1] -= tf.linalg.matvec(matrix, offsets[i], transpose_a=True)  # type: ignore[index]
@@ -337,7 +372,8 @@ class Coloured(NamedTuple):
 
     def num_odd_states(self) -> float:
         """In how many joint states the odd units can be."""
-        return 2 ** sum(self.sizes[1:])
+        num = sum(self.sizes[1:])
+        return 2**num if num < 1000 else math.inf
 
     def odd_states(self, index: tf.Tensor) -> States:
         """The joint odd states of numbers `index` `[N]` int64."""

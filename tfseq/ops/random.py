@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfseq.ops.tracing import fused
+
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
@@ -48,11 +50,19 @@ def fold_in(seed: tf.Tensor, data: tf.Tensor | int) -> tf.Tensor:
     return tf.bitcast(tf.stack(pair, -1), tf.int32)
 
 
+@fused
+def derive(seed: tf.Tensor, *data: tf.Tensor | int) -> tf.Tensor:
+    """`fold_in` of one after the other, in graphs that train one kernel: a fold alone is 140 operations."""
+    for item in data:
+        seed = fold_in(seed, item)
+    return seed
+
+
 def row_seeds(seed: Any, rows: tf.Tensor) -> tf.Tensor:
     """One seed for each row, `[B, 2]`: a seed `[2]` is folded with the row numbers `rows` `[B]`; `[B, 2]` stays as it is."""
     seed = as_seed(seed)
     if seed.shape.rank == 1:
-        return fold_in(seed[None], rows)
+        return derive(seed[None], rows)
     if not rows.shape.is_compatible_with(seed.shape[:1]):
         raise ValueError(f"`seed` must have shape [2], or [B, 2] with B = {rows.shape[0]} rows; received shape {seed.shape}.")
     return seed
