@@ -909,7 +909,7 @@ def test_counts_that_are_not_whole_are_a_clear_error(rng: np.random.Generator) -
     ({"data_mean": 0.5}, r"`data_mean` must have one value a visible unit, shape \[6\]; received \[\]"),
     ({"data_mean": [0.5, 0.5, np.nan, 0.5, 0.5, 0.5]}, "`data_mean` must "),
     ({"visible": "gaussian", "data_scale": [1.0] * 5}, r"`data_scale` must have one value a visible unit.*received \[5\]"),
-    ({"visible": "gaussian", "data_scale": [1.0] * 5 + [0.0]}, "`data_scale` must be above 0 and finite: a feature of zero variance"),
+    ({"visible": "gaussian", "data_scale": [1.0] * 5 + [0.0]}, "above 0 and finite: a feature of zero variance"),
     ({"visible": "gaussian", "data_scale": [1.0] * 5 + [np.nan]}, "`data_scale` must be above 0 and finite"),
     ({"visible": "gaussian", "data_scale": [1.0] * 5 + [np.inf]}, "`data_scale` must be "),
     ({"data_scale": [1.0] * 6}, "`learned_scale` and `data_scale` are for visible='gaussian'"),
