@@ -95,6 +95,31 @@ def test_float32_neither_overflows_nor_loses_the_small(layer: tuple) -> None:
         np.testing.assert_allclose(sampled[[0, -1], 0], units.mean(single)[:: len(a) - 1, 0], rtol=1e-3)  # they are certain
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_float32_values_and_slopes_are_right_to_their_last_digits(jit_compile: bool) -> None:
+    a = np.concatenate([np.linspace(-80.0, 80.0, 2001), [0.0, -1e-6, 1e-6]])
+
+    @tf.function(autograph=False, jit_compile=jit_compile)
+    def run(a: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        found = []
+        for layer in (("bernoulli", 1, 1), ("relu", 1, 1)):
+            with tf.GradientTape() as tape:
+                tape.watch(a)
+                value = units_of(layer).log_normaliser(a)
+            found += [value, tape.gradient(value, a)]
+        return tuple(found)
+
+    a = a.astype(np.float32).astype(float)
+    found = [f.numpy()[:, 0] for f in run(tf.constant(a[:, None], tf.float32))]
+    softplus = reference.softplus(a)
+    wanted = [softplus, np.exp(-reference.softplus(-a)), reference.softplus_integral(a), softplus]
+    for i, (value, exact) in enumerate(zip(found, wanted, strict=True)):
+        # a few float32 units of 6e-8 and, of the exponential at -80, 80 of them; of the first slope two halves cancel in XLA
+        np.testing.assert_allclose(value, exact, rtol=5e-6, atol=6e-8 if i == 1 else 1e-37)
+        inner = np.abs(a) < 5.0
+        np.testing.assert_allclose(value[inner], exact[inner], rtol=1e-6, atol=6e-8 if i == 1 else 0.0)
+
+
 # Samples -----------------------------------------------------------------------------------------------------------
 
 

@@ -11,11 +11,12 @@ Without more said it is as alike as can be: not centred, pixels taken as they ar
   machine than oneDNN in TensorFlow does (the GEMM peak of each is printed); here they have the fastest kernels that were found
   for them, by an undocumented function and by the environment. See the peers' files.
 
-Printed: median seconds of an epoch over all rounds, the first left out, with the fastest and the slowest; the first epoch, which
-compiles; the ratio to "tfseq CD-1"; the share of the GEMM peak (best of five 4096^3 float32 products in TensorFlow, same threads,
-the best of all rounds) that the five products of a step make up, 10 x batch x V x H operations; the peak memory; and the mean
-squared error of 1,000 pictures reconstructed after the last epoch, so that nobody is fast by not learning (scikit-learn starts
-anew each epoch, "defaults" from the data's mean).
+Printed: median seconds of an epoch over all rounds, the first left out, with the fastest and the slowest; the median of the
+processor's seconds, in which other work on the machine hardly counts; the first epoch, which compiles; the ratio to "tfseq CD-1";
+the share of the GEMM peak (best of five 4096^3 float32 products in TensorFlow, same threads, the best of all rounds) that the
+five products of a step make up, 10 x batch x V x H operations; the peak memory; and the mean squared error of 1,000 pictures
+reconstructed after the last epoch, so that nobody is fast by not learning (scikit-learn starts anew each epoch, "defaults" from
+the data's mean).
 
 Then the time of annealed importance sampling, 14,500 temperatures and 100 chains, two products a temperature; and the peak memory
 of training on streams of generated batches, a short and a long one. A process has as many cores as threads.
@@ -88,8 +89,13 @@ def use_threads(threads: int) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
-def tfseq_epochs(x: np.ndarray, repeats: int, jit_compile: bool = False, **options: Any) -> tuple[list[float], list[np.ndarray]]:
-    """Seconds of the first epoch and of `repeats` more in one `fit`; the parameters after them."""
+def now() -> tuple[float, float]:
+    """Seconds on the clock, and of all threads of this process."""
+    return time.perf_counter(), time.process_time()
+
+
+def tfseq_epochs(x: np.ndarray, repeats: int, jit_compile: bool = False, **options: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Seconds and processor seconds of the first epoch and of `repeats` more in one `fit`; the parameters after them."""
     import keras
 
     from tfseq import RBM
@@ -100,13 +106,13 @@ def tfseq_epochs(x: np.ndarray, repeats: int, jit_compile: bool = False, **optio
 
         def __init__(self) -> None:
             super().__init__()
-            self.times: list[float] = []
+            self.times: list[tuple[float, float]] = []
 
         def on_train_begin(self, logs: dict | None = None) -> None:
-            self.times.append(time.perf_counter())
+            self.times.append(now())
 
         def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-            self.times.append(time.perf_counter())
+            self.times.append(now())
 
     keras.utils.set_random_seed(0)
     data, clock = Sequences(x[:, None]), Clock()
@@ -118,10 +124,10 @@ def tfseq_epochs(x: np.ndarray, repeats: int, jit_compile: bool = False, **optio
     model.compile(keras.optimizers.SGD(_RATE), steps_per_execution=min(_PER_EXECUTION, steps), jit_compile=jit_compile)
     fit = {"steps_per_epoch": steps, "epochs": 1 + repeats, "verbose": 0, "callbacks": [clock]}
     model.fit(stream(data, _BATCH, seed=0), **fit)
-    return np.diff(clock.times).tolist(), [np.asarray(w) for w in (*model.weight_matrices, *model.bias_vectors)]
+    return np.diff(clock.times, axis=0), [np.asarray(w) for w in (*model.weight_matrices, *model.bias_vectors)]
 
 
-def peer_epochs(x: np.ndarray, library: str, threads: int, repeats: int, **options: Any) -> tuple[list[float], list[np.ndarray]]:
+def peer_epochs(x: np.ndarray, library: str, threads: int, repeats: int, **options: Any) -> tuple[np.ndarray, list[np.ndarray]]:
     """The same of a peer."""
     if library == "torch":
         from peers import rbm_torch as peer
@@ -129,12 +135,11 @@ def peer_epochs(x: np.ndarray, library: str, threads: int, repeats: int, **optio
         from peers import rbm_sklearn as peer
     sizes = {"num_hidden": _HIDDEN, "batch_size": _BATCH, "rate": _RATE}
     epoch, parameters = peer.make_epoch(x, num_threads=threads, **sizes, **options)
-    times = []
+    times = [now()]
     for _ in range(1 + repeats):
-        start = time.perf_counter()
         epoch()
-        times.append(time.perf_counter() - start)
-    return times, parameters()
+        times.append(now())
+    return np.diff(times, axis=0), parameters()
 
 
 def reconstruction_error(x: np.ndarray, weights: np.ndarray, visible: np.ndarray, hidden: np.ndarray) -> float:
@@ -223,7 +228,14 @@ def measure(
         times, parameters = peer_epochs(x, library, threads, repeats, **options)
     memory = _peak_memory()
     error = reconstruction_error(x[:1000], *parameters)
-    return {"first": times[0], "seconds": times[1:], "memory": memory, "reconstruction": error}
+    seconds, processor = times.T.tolist()
+    return {
+        "first": seconds[0],
+        "seconds": seconds[1:],
+        "processor": processor[1:],
+        "memory": memory,
+        "reconstruction": error,
+    }
 
 
 def _peak_memory() -> float:
@@ -247,7 +259,10 @@ def run(threads: int, repeats: int = 3, rounds: int = 2, images: int = _IMAGES, 
     updates = -(-images // _BATCH)
     gflop = 10 * updates * _BATCH * _VISIBLE * _HIDDEN / 1e9
     print(f"\nan epoch, {updates} updates, {gflop:.0f} GFLOP of products")
-    print(f"{'':22s}{'seconds':>8s}{'min':>7s}{'max':>7s}{'first':>7s}{'x tfseq':>9s}{'of peak':>9s}{'MiB':>7s}{'error':>8s}")
+    columns = (
+        f"{'seconds':>8s}{'min':>7s}{'max':>7s}{'CPU':>7s}{'first':>7s}{'x tfseq':>9s}{'of peak':>9s}{'MiB':>7s}{'error':>8s}"
+    )
+    print(f"{'':22s}{columns}")
     base = None
     for name in CONTENDERS:
         results = found[name]
@@ -255,11 +270,12 @@ def run(threads: int, repeats: int = 3, rounds: int = 2, images: int = _IMAGES, 
             print(f"{name:22s}left out: {wrong[0]}")
             continue
         seconds = np.concatenate([r["seconds"] for r in results])
+        processor = np.median(np.concatenate([r["processor"] for r in results]))
         median, first = np.median(seconds), np.median([r["first"] for r in results])
         base = median if base is None else base
         memory_used = max(r["memory"] for r in results)
         print(
-            f"{name:22s}{median:8.2f}{seconds.min():7.2f}{seconds.max():7.2f}{first:7.2f}{median / base:9.2f}"
+            f"{name:22s}{median:8.2f}{seconds.min():7.2f}{seconds.max():7.2f}{processor:7.2f}{first:7.2f}{median / base:9.2f}"
             f"{gflop / median / peak:9.0%}{memory_used:7.0f}{results[-1]['reconstruction']:8.4f}"
         )
     if wrong := errors(found[_AIS]):

@@ -417,6 +417,12 @@ class EnergyModel(SequenceModel):
             self.refresh_log_z()
         return super().evaluate(x, y, **kwargs)
 
+    def predict(self, x: Any, **kwargs: Any) -> Any:
+        """Keras's `predict`: log-probabilities (`call`) with log Z of the current parameters, as of `evaluate`."""
+        if self.has_likelihood:
+            self.refresh_log_z()
+        return super().predict(x, **kwargs)
+
     def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
         """Log-probability of each sequence (the sum over its steps) under the last `log_z`, `[B]`."""
         terms = self.terms(self._checked(self.complete(batch)), training=False)

@@ -217,7 +217,7 @@ class NoisyReLU(Units):
     """max(0, a + N(0, sigmoid(a))): stands for infinitely many Bernoulli units with inputs a - 0.5, a - 1.5, ...
 
     Nair and Hinton 2010, "Rectified linear units improve restricted Boltzmann machines". Their summed log-normaliser is
-    -Li2(-e^a), the integral of softplus, within softplus'(a) / 24 a unit. Samples are approximate: there is no likelihood.
+    -Li2(-e^a), the integral of softplus, but for about softplus'(a) / 24 a unit. Samples are approximate: there is no likelihood.
     """
 
     normalised = False
