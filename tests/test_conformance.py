@@ -204,7 +204,8 @@ def test_the_same_seed_gives_the_same_result(make: Callable[..., SequenceModel])
     a = sample(5, [0, 1])
     np.testing.assert_array_equal(sample(5, [0, 1]), a)
     assert (sample(5, [0, 2]) != a).any()
-    np.testing.assert_array_equal(sample(4, [0, 1]), a[:, :4])  # the number of steps does not matter
+    # the number of steps does not matter, but for the rounding of products of another number of rows
+    np.testing.assert_allclose(sample(4, [0, 1]), a[:, :4], rtol=1e-5, atol=1e-6)
 
 
 def test_nan_is_a_clear_error(trained: SequenceModel) -> None:

@@ -58,7 +58,7 @@ class DeepBoltzmannMachine(LayeredModel):
         num_chains: persistent chains.
         num_sweeps: Gibbs sweeps a training step.
         max_sweeps, sweeps_growth: growth of `num_sweeps`, as of `RBM`.
-        mean_field_sweeps: most sweeps of the mean field; it stops before where no mean moves by more than 1e-4.
+        mean_field_sweeps: most sweeps of the mean field; a row stops before where its means move no more than 1e-4.
         damping: share of the old mean that is kept in a mean-field update, in [0, 1).
         centred, l2, sparsity_target, sparsity_cost, initial_stddev, num_temperatures: as of `RBM`.
     """

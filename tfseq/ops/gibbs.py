@@ -416,7 +416,8 @@ def mean_field(machine: Layered, num_sweeps: int, damping: float, tolerance: flo
     """Means of all layers of a machine of binary units, from a bottom-up pass with doubled inputs.
 
     Each update is of all even or all odd layers, which are independent given the others, so the bound of mean-field theory never
-    falls (without damping). It stops after `num_sweeps`, or where no mean moves by more than `tolerance`.
+    falls (without damping). A row stops after `num_sweeps`, or where none of its means moves by more than `tolerance`: what it
+    gets does not depend on the rows around it.
 
     Args:
         machine: biases may be `[N, n]`, with what is observed in them.
@@ -430,19 +431,20 @@ def mean_field(machine: Layered, num_sweeps: int, damping: float, tolerance: flo
         below = units.mean(a if layer + 1 == len(machine.units) else 2.0 * a)
         means.append(below)
 
-    def sweep(t: tf.Tensor, _: tf.Tensor, *means: tf.Tensor) -> tuple:
+    def sweep(t: tf.Tensor, moving: tf.Tensor, *means: tf.Tensor) -> tuple:
         new = list(means)
         for parity in (0, 1):
             updated = machine.means(machine.inputs(tuple(new[1 - parity :: 2]), parity), parity)
             for layer, mean in zip(machine.layers(parity), updated, strict=True):
-                new[layer] = mean + damping * (new[layer] - mean)
-        moved = [tf.reduce_max(tf.abs(a - b)) for a, b in zip(new, means, strict=True)]
-        return t + 1, tf.reduce_max(tf.stack(moved)), *new
+                new[layer] = mean + damping * (new[layer] - mean) if damping else mean
+        moved = [tf.reduce_max(tf.abs(a - b), -1, keepdims=True) for a, b in zip(new, means, strict=True)]
+        new = [tf.where(moving, a, b) for a, b in zip(new, means, strict=True)]
+        return t + 1, moving & (tf.add_n(moved) > tolerance), *new
 
-    def unfinished(t: tf.Tensor, moved: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
-        return (t < num_sweeps) & (moved > tolerance)
+    def unfinished(t: tf.Tensor, moving: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
+        return (t < num_sweeps) & tf.reduce_any(moving)
 
-    start = (tf.constant(0), tf.constant(float("inf"), means[0].dtype), *means)
+    start = (tf.constant(0), tf.fill([tf.shape(means[0])[0], 1], True), *means)
     return tuple(tf.while_loop(unfinished, sweep, start)[2:])
 
 

@@ -50,9 +50,14 @@ def fold_in(seed: tf.Tensor, data: tf.Tensor | int) -> tf.Tensor:
     return tf.bitcast(tf.stack(pair, -1), tf.int32)
 
 
-@fused
 def derive(seed: tf.Tensor, *data: tf.Tensor | int) -> tf.Tensor:
     """`fold_in` of one after the other, in graphs that train one kernel: a fold alone is 140 operations."""
+    # a variable is read here, and not whenever the kernel runs
+    return _derive(tf.convert_to_tensor(seed), tuple(tf.convert_to_tensor(item) for item in data))
+
+
+@fused
+def _derive(seed: tf.Tensor, data: tuple[tf.Tensor, ...]) -> tf.Tensor:
     for item in data:
         seed = fold_in(seed, item)
     return seed

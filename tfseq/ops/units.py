@@ -22,12 +22,19 @@ from tfseq.ops import random
 Kind = Literal["bernoulli", "binomial", "categorical", "gaussian", "relu"]
 
 
+_UNITS: dict[tuple[type, int, int], Units] = {}
+
+
 @dataclass(frozen=True)
 class Units(abc.ABC):
     """Units of one type in `columns` columns; `count` is what else the type needs (trials, categories)."""
 
     columns: int
     count: int = 1
+
+    def __new__(cls, columns: int, count: int = 1) -> Units:
+        """The one object of these values, which lives on: graphs are found again by the settings they were traced with."""
+        return _UNITS.setdefault((cls, columns, count), super().__new__(cls))
 
     normalised: ClassVar[bool] = True
     """Whether samples are exact, so that likelihoods and annealed importance sampling mean something."""
