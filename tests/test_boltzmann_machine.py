@@ -98,7 +98,7 @@ def test_persistent_chains_leave_the_expected_gradient_unbiased() -> None:
     batch = model.complete(model.as_batch(v))
     found = model.infer(tf.constant(v), tf.zeros([8, 2], tf.int32))
     with tf.GradientTape() as tape:
-        phase, _ = model._negative(model.machine(), found, batch["seed"])
+        phase, *_ = model._negative(model.machine(), found, batch["seed"])
         gap = tf.reduce_sum(p * model.infer(tf.constant(v), tf.zeros([8, 2], tf.int32)).log_prob)
         gap -= tf.reduce_mean(model._model_log_prob(model.machine(), phase))
     for gradient in tape.gradient(gap, [model.edge_weights, model.bias_vector]):

@@ -50,21 +50,22 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "reals": {
             "visible": "gaussian", "learned_scale": True, "sampler": "cd", "num_sweeps": 2, "sparsity_cost": 0.1, "l2": 1e-3,
         },
-        "counts": {"visible": "binomial", "visible_count": 2, "hidden": "categorical", "hidden_count": 2, "sampler": "fpcd"},
-        "tempered": {"sampler": "pt", "num_chains": 4, "max_sweeps": 2, "sweeps_growth": 5, "centred": False},
-        "exact": {"sampler": "exact", "hidden": "binomial", "hidden_count": 2},
+        "counts": {
+            "visible": "binomial", "visible_count": 2, "hidden": "categorical", "hidden_count": 2, "sampler": "pt",
+            "num_chains": 4, "max_sweeps": 2, "sweeps_growth": 5, "centred": False,
+        },
         "rectified": {"hidden": "relu", "visible": "gaussian"},
     },
     "bm": {
-        "visible": {"num_hidden": 0, "sampler": "pt", "num_chains": 4, "l2": 1e-3},
-        "mask": {"sampler": "exact", "mask": [[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]], "num_hidden": 1},
+        "mask": {
+            "sampler": "exact", "l2": 1e-3, "num_hidden": 1, "mask": [[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]],
+        },
     },
     "dbn": {
         "reals": {"visible": "gaussian", "hidden_units": [3, 4, 2], "sampler": "cd", "sparsity_cost": 0.1},
     },
     "dbm": {
         "reals": {"visible": "gaussian", "learned_scale": True, "hidden_units": [3, 4, 2], "sampler": "fpcd", "damping": 0.2},
-        "exact": {"sampler": "exact", "sparsity_cost": 0.1, "l2": 1e-3, "mean_field_sweeps": 50},
     },
 }  # fmt: skip
 CASES = {name: (name, {}) for name in sorted(MODELS)}

@@ -625,7 +625,7 @@ def evaluate(arguments: list[str]) -> None:
     data = load_dataset(name, split, data_dir=data_dir)
     has_baselines = not hasattr(model, "log_partition") and is_binary(data) and "train" in splits_of(name)
     baselines_from = load_dataset(name, "train", data_dir=data_dir) if has_baselines else None
-    settings = {k: chosen[k] for k in ("num_samples", "batch_size", "num_chains", "num_temperatures", "seed")}
+    settings = {k: chosen[k] for k in ("num_samples", "batch_size", "num_chains", "num_temperatures", "seed") if k in chosen}
     with _working(f"Scoring {len(data)} sequences"), warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)
         result = evaluate(model, data, baselines_from=baselines_from, **settings)

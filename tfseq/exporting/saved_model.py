@@ -161,7 +161,7 @@ def _gaps(got: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[dict[str, 
         a, b = a.astype(float), b.astype(float)
         finite = np.isfinite(a) & np.isfinite(b)
         same = np.array_equal(a[~finite], b[~finite], equal_nan=True)
-        gaps[key] = float(np.abs(a - b, where=finite, out=np.zeros_like(a)).max(initial=0.0)) if same else math.inf
+        gaps[key] = float(np.abs(np.subtract(a, b, where=finite, out=np.zeros_like(a))).max(initial=0.0)) if same else math.inf
         scale = max(scale, float(np.abs(b[finite]).max(initial=0.0)))
     return gaps, scale
 

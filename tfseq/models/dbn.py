@@ -177,13 +177,13 @@ class DeepBeliefNetwork(LayeredModel):
         phase: Phase | None,
         negative: tf.Tensor,
         model_log_prob: tf.Tensor,
+        seed: tf.Tensor,
     ) -> tf.Tensor:
         """Wake: the directed layers, at what recognition finds. Sleep: recognition, at what the network dreams. And the top."""
-        top = super()._score(machine, s, found, weights, phase, negative, model_log_prob)
+        top = super()._score(machine, s, found, weights, phase, negative, model_log_prob, seed)
         if phase is None:
             raise ValueError("A deep belief network needs a sampler.")
-        dream_seed = random.row_seeds(random.fold_in(self.seed.value, self.step.value), tf.range(tf.shape(negative)[0]))
-        dream = [tf.stop_gradient(h) for h in self._dream(phase.even[0], dream_seed)]
+        dream = [tf.stop_gradient(h) for h in self._dream(phase.even[0], seed)]
         asleep = tf.add_n([self._log_density(i + 1, dream[i + 1], self._up(i, dream[i])) for i in range(len(self.recognition))])
         return top + tf.reduce_sum(weights * found.directed) + tf.reduce_sum(negative * asleep)
 

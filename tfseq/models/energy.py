@@ -329,27 +329,27 @@ class EnergyModel(SequenceModel):
         machine, total = self.machine(), tf.reduce_sum(weights)
         if self.sampler == "exact":
             log_z = tf.cast(ais.exact_log_z(smaller(machine)), weights.dtype)
-            return self._score(machine, s, found, weights, None, total, log_z), log_z
-        phase, negative = self._negative(machine, found, seed)
+            return self._score(machine, s, found, weights, None, total, log_z, seed), log_z
+        phase, negative, seed = self._negative(machine, found, seed)
         if negative is None:  # as many as rows of data, each against its own
             negative, share = weights, weights / tf.maximum(total, 1.0)
         else:
             share = tf.ones_like(negative) / tf.cast(tf.shape(negative)[0], negative.dtype)
             negative = total * share
         model_log_prob = self._model_log_prob(machine, phase)
-        objective = self._score(machine, s, found, weights, phase, negative, model_log_prob)
+        objective = self._score(machine, s, found, weights, phase, negative, model_log_prob, seed)
         return objective, tf.reduce_sum(share * model_log_prob)
 
     def _model_log_prob(self, machine: Machine, phase: Phase) -> tf.Tensor:
         """Unnormalised log-probability of a part of the sampled states, the others summed out, `[C]`."""
         return machine.odd_log_prob(phase.odd)
 
-    def _negative(self, machine: Machine, found: Inferred, seed: tf.Tensor) -> tuple[Phase, tf.Tensor | None]:
-        """States of the model; with a value for each of them, or None where they are one to a row of the data."""
+    def _negative(self, machine: Machine, found: Inferred, seed: tf.Tensor) -> tuple[Phase, tf.Tensor | None, tf.Tensor]:
+        """States of the model, and their seeds; with a value for each, or None where they are one to a row of the data."""
         sweeps = self.current_sweeps()
         if self.sampler == "cd":
             odd = machine.sample(found.inputs, 1, seed, START_SWEEP)  # type: ignore[union-attr]
-            return gibbs(machine, odd, sweeps, seed), None
+            return gibbs(machine, odd, sweeps, seed), None, seed
         odd = tuple(tf.convert_to_tensor(w) for w in self.chains)
         rows = random.derive(self.seed.value[None], _CHAIN_NOISE, self.step.value, tf.range(odd[0].shape[0]))
         if self.sampler == "pt":
@@ -368,7 +368,7 @@ class EnergyModel(SequenceModel):
             odd = phase.odd
         for weight, value in zip(self.chains, odd, strict=True):
             weight.assign(value)
-        return phase, tf.zeros([self.num_chains], odd[0].dtype)
+        return phase, tf.zeros([self.num_chains], odd[0].dtype), rows[-self.num_chains :]
 
     def _fast_machine(self) -> Machine:
         raise NotImplementedError
@@ -382,9 +382,11 @@ class EnergyModel(SequenceModel):
         phase: Phase | None,
         negative: tf.Tensor,
         model_log_prob: tf.Tensor,
+        seed: tf.Tensor,
     ) -> tf.Tensor:
         """What has the contrastive gradient: data s with `weights` `[N]` against samples with `negative` `[C]`.
 
+        `seed`: of each sample, `[C, 2]`.
         Without samples (`phase` None) `negative` is the sum of the weights, and `model_log_prob` log Z itself.
         """
         return tf.reduce_sum(weights * found.log_prob) - tf.reduce_sum(negative * model_log_prob)

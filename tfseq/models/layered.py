@@ -102,6 +102,7 @@ class LayeredModel(EnergyModel):
         phase: Phase | None,
         negative: tf.Tensor,
         model_log_prob: tf.Tensor,
+        seed: tf.Tensor,
     ) -> tf.Tensor:
         offsets = [tf.convert_to_tensor(w) for w in self.offsets] if self.centred else None
         if phase is None:
