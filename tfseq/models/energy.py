@@ -107,7 +107,6 @@ class EnergyModel(SequenceModel):
     has_kl = False
     is_bound: ClassVar[bool] = False
     """Whether `log_prob` is a lower bound, the posterior being approximate."""
-    rules: ClassVar[tuple[str, ...]] = ()
     visible_units: Units
     log_scale: Any = None
 
@@ -158,14 +157,9 @@ class EnergyModel(SequenceModel):
         self.log_z_of = self.add_weight(shape=(2,), dtype="float64", initializer="zeros", trainable=False, name="log_z_of")
 
     def create_weights(self) -> None:
-        machine = self.machine()
-        levels = len(_TEMPERATURES) if self.sampler == "pt" else 1
-        rows = tf.range(levels * self.num_chains if self.sampler in ("pcd", "fpcd", "pt") else 0)
-        start = machine.first(random.row_seeds(random.fold_in(self.seed.value, _CHAIN_NOISE), rows))
-        self.chains = [
-            self._state(a.shape, "zeros", f"chains_{i}")
-            for i, a in enumerate(start if self.sampler not in ("cd", "exact") else ())
-        ]
+        num = self.num_chains * (len(_TEMPERATURES) if self.sampler == "pt" else 1)
+        start = self.machine().first(tf.zeros([num, 2], tf.int32)) if self.sampler in ("pcd", "fpcd", "pt") else ()
+        self.chains = [self._state(a.shape, "zeros", f"chains_{i}") for i, a in enumerate(start)]
         self.restart_chains()
         fast = self.trainable_weights if self.sampler == "fpcd" else ()
         self.fast = [self._state(w.shape, "zeros", f"fast_{w.name}") for w in fast]
