@@ -56,14 +56,6 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "rectified": {"hidden": "relu", "visible": "gaussian"},
     },
-    "bm": {
-        "mask": {
-            "sampler": "exact", "l2": 1e-3, "num_hidden": 1, "mask": [[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]],
-        },
-    },
-    "dbn": {
-        "reals": {"visible": "gaussian", "hidden_units": [3, 4, 2], "sampler": "cd", "sparsity_cost": 0.1},
-    },
     "dbm": {
         "reals": {"visible": "gaussian", "learned_scale": True, "hidden_units": [3, 4, 2], "sampler": "fpcd", "damping": 0.2},
     },

@@ -31,6 +31,8 @@ def in_child(what: str, cores: int | None = None, variables: Mapping[str, str] |
             before = partial(os.sched_setaffinity, 0, sorted(os.sched_getaffinity(0))[:cores])
     command = [sys.executable, str(_SCRIPT), "child", json.dumps([what, arguments])]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, preexec_fn=before)
+    if done.returncode < 0:  # the last line of its log would say nothing of it
+        return {"error": f"ended by signal {-done.returncode}"}
     if done.returncode:
         return {"error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"}
     return json.loads(done.stdout.strip().splitlines()[-1])
