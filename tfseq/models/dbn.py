@@ -269,7 +269,10 @@ class DeepBeliefNetwork(LayeredModel):
             the history of every layer's `fit`.
         """
         sizes = [*(u.columns for u in self.directed_units), self.units[1].columns]
-        make = lambda layer, **hyperparameters: RBM(**hyperparameters)  # noqa: E731
+
+        def make(layer: int, **hyperparameters: Any) -> RBM:
+            return RBM(**hyperparameters)
+
         machines, histories = pretrain_layers(self, sizes, x, make, epochs=epochs, batch_size=batch_size, **settings)
         for i, machine in enumerate(machines[:-1]):
             (visible, hidden), weights = machine.bias_vectors, machine.weight_matrices[0]
