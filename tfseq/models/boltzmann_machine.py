@@ -246,18 +246,6 @@ class BoltzmannMachine(EnergyModel):
             mean = tf.cast(tf.cast(uniform, mean.dtype) < mean, mean.dtype)
         return self._in_order(tf.concat([s, mean], 1))
 
-    def gibbs(self, v: Any, num_sweeps: Any = 1, seed: Any = (0, 0)) -> tuple[tf.Tensor, tf.Tensor]:
-        """Gibbs sampling from observations on: (v after the sweeps, mean of each of its units given the others), `[N, V]` both.
-
-        Args:
-            v: observations `[N, V]`.
-            num_sweeps: a whole number, or one for each row, `[N]`; after 0 sweeps a row is as it was.
-            seed: whole numbers `[2]` or `[N, 2]`.
-        """
-        v = self._visible(v)
-        sweeps = self._sweeps(num_sweeps, v)
-        return self._gibbs(v, sweeps, random.row_seeds(seed, tf.range(tf.shape(v)[0])))
-
     @graph
     def _gibbs(self, v: tf.Tensor, num_sweeps: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         machine = self.machine()
@@ -313,9 +301,9 @@ class BoltzmannMachine(EnergyModel):
     def _exact_conditional(self, v: tf.Tensor, observed: tf.Tensor) -> tf.Tensor:
         states = self.visible_units.states(tf.range(2**self.num_visible, dtype=tf.int64), v.dtype)
         log_prob = self.infer(states, tf.zeros([tf.shape(states)[0], 2], tf.int32)).log_prob
-        # mismatches of each row with each state
-        wrong = tf.cast(observed, v.dtype) @ tf.transpose(states) + tf.reduce_sum(tf.where(observed, v, 0.0 * v), -1)[:, None]
-        wrong -= 2.0 * tf.where(observed, v, 0.0 * v) @ tf.transpose(states)
+        # mismatches of each row with each state; v is 0 where it was not observed
+        wrong = tf.cast(observed, v.dtype) @ tf.transpose(states) + tf.reduce_sum(v, -1)[:, None]
+        wrong -= 2.0 * v @ tf.transpose(states)
         scores = tf.where(wrong < 0.5, log_prob, tf.constant(-np.inf, v.dtype))
         return tf.where(observed, v, tf.nn.softmax(scores) @ states)
 

@@ -601,6 +601,22 @@ class EnergyModel(SequenceModel):
         """-log of the unnormalised p(v), v `[N, V]`, hidden units summed out, `[N]`; a bound where they are approximate."""
         return self._log_scale_sum() - self._inferred(v).log_prob
 
+    def gibbs(self, v: Any, num_sweeps: Any = 1, seed: Any = (0, 0)) -> tuple[tf.Tensor, tf.Tensor]:
+        """Gibbs sampling from observations on: (v after the sweeps, its mean given the other units), `[N, V]` both.
+
+        Args:
+            v: observations `[N, V]`.
+            num_sweeps: a whole number, or one for each row, `[N]`; after 0 sweeps a row is as it was.
+            seed: whole numbers `[2]` or `[N, 2]`.
+        """
+        v = self._rows("v", v, self.visible_units.columns)
+        sweeps = self._sweeps(num_sweeps, v)
+        return self._gibbs(v, sweeps, random.row_seeds(seed, tf.range(tf.shape(v)[0])))
+
+    def _gibbs(self, v: tf.Tensor, num_sweeps: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The graph of `gibbs`: v `[N, V]`, sweeps `[N]`, row seeds `[N, 2]`."""
+        raise NotImplementedError
+
     def decode(self, data: Any) -> dict[str, np.ndarray]:
         """What `tfseq predict` writes of sequences: `free_energy` `[B, T]` and means of the hidden units, `prob` `[B, T, H]`."""
         batch = self.given(data)

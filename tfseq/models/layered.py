@@ -15,7 +15,6 @@ from tfseq import checks
 from tfseq.models.base import graph, sum_over_replicas
 from tfseq.models.energy import START_SWEEP, EnergyModel, Inferred, smaller
 from tfseq.models.feedforward import NetworkClassifier
-from tfseq.ops import random
 from tfseq.ops.ais import exact_log_z
 from tfseq.ops.gibbs import Layered, Phase, States, centred_parameters
 from tfseq.ops.units import Binomial, Units
@@ -169,18 +168,6 @@ class LayeredModel(EnergyModel):
         pairs = [tf.reduce_sum((a @ w) * b, -1) for (a, b), w in zip(_pairs(states), machine.weights, strict=True)]
         own = [machine.own_terms(tuple(states[parity::2]), parity) for parity in (0, 1)]
         return self._log_scale_sum() - tf.add_n(pairs + own)
-
-    def gibbs(self, v: Any, num_sweeps: Any = 1, seed: Any = (0, 0)) -> tuple[tf.Tensor, tf.Tensor]:
-        """Gibbs sampling from observations on: (v after the sweeps, its expected value in the last one), `[N, V]` both.
-
-        Args:
-            v: observations `[N, V]`.
-            num_sweeps: a whole number, or one for each row, `[N]`; after 0 sweeps a row is as it was.
-            seed: whole numbers `[2]` or `[N, 2]`.
-        """
-        v = self._rows("v", v, self.visible_units.columns)
-        sweeps = self._sweeps(num_sweeps, v)
-        return self._gibbs(v, sweeps, random.row_seeds(seed, tf.range(tf.shape(v)[0])))
 
     @graph
     def _gibbs(self, v: tf.Tensor, num_sweeps: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -258,10 +258,7 @@ def centred_parameters(machine: Layered, offsets: Sequence[tf.Tensor]) -> Layere
                 weights[i] = (
                     weights[i] - offsets[i][:, None] * upstream[num + i + 1] - upstream[num + i][:, None] * offsets[i + 1]
                 )
-            for i, weight in enumerate(weights):
-                biases[i] -= tf.linalg.matvec(weight, offsets[i + 1])
-                biases[i + 1] -= tf.linalg.matvec(weight, offsets[i], transpose_a=True)
-            return [*weights, *biases]
+            return [*weights, *_centred_biases(weights, biases, offsets)]
 
         return [tf.identity(a) for a in parameters], gradient
 
@@ -273,12 +270,17 @@ def _statistics(states: Sequence[tf.Tensor], weights: tf.Tensor, offsets: Sequen
     """Weighted sums of neighbours' products, then of states; see `Layered.score`."""
     narrows = tuple(bool(b.shape[1] <= a.shape[1]) for a, b in itertools.pairwise(states))
     biases, pairs = _weighed(states, weights, offsets, narrows)
-    biases = list(biases)
     matrices = [tf.matmul(left, right, transpose_a=True) for left, right in pairs]
-    for i, matrix in enumerate(matrices if offsets else ()):
-        biases[i] -= tf.linalg.matvec(matrix, offsets[i + 1])  # type: ignore[index]
-        biases[i + 1] -= tf.linalg.matvec(matrix, offsets[i], transpose_a=True)  # type: ignore[index]
-    return [*matrices, *biases]
+    return [*matrices, *(_centred_biases(matrices, biases, offsets) if offsets else biases)]
+
+
+def _centred_biases(matrices: Sequence[tf.Tensor], biases: Sequence[tf.Tensor], offsets: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Gradients of biases for those of centred weights."""
+    biases = list(biases)
+    for i, matrix in enumerate(matrices):
+        biases[i] -= tf.linalg.matvec(matrix, offsets[i + 1])
+        biases[i + 1] -= tf.linalg.matvec(matrix, offsets[i], transpose_a=True)
+    return biases
 
 
 class Coloured(NamedTuple):
