@@ -5,13 +5,15 @@
     python scripts/benchmark.py hmm [--threads 1] [--repeats 10] [--rounds 2] [--workloads abcd]
     python scripts/benchmark.py hmm-long [--threads 1]
     python scripts/benchmark.py rbm [--threads 1] [--repeats 3] [--rounds 2] [--data-dir DIR]
+    python scripts/benchmark.py recurrent [--threads 1] [--repeats N] [--rounds 2] [--workloads abc]
 
 `dmm`: one training step of the deep Markov model in tfseq, plain PyTorch and Pyro. `hmm`: score, smoother, Viterbi and one
 iteration of EM of hidden Markov models in tfseq, hmmlearn, dynamax and pomegranate. `hmm-long`: drift, time and memory of one
 chain of a million steps. `rbm`: epochs of a restricted Boltzmann machine in tfseq, plain PyTorch and scikit-learn, annealed
-importance sampling, and the memory of a stream. What each measures stands at the head of its
-file in `benchmarks/`; the peers' side is in `peers/` (`pip install -e ".[bench]"`; a contender that is not installed is left out,
-and said to be). The rounds take turns, so that a slow minute of the machine hits all.
+importance sampling, and the memory of a stream. `recurrent`: training and inference of taggers, training of language models and
+generation in tfseq, plain Keras and PyTorch. What each measures stands at the head of its file in `benchmarks/`; the peers' side
+is in `peers/` (`pip install -e ".[bench]"`; a contender that is not installed is left out, and said to be). The rounds take
+turns, so that a slow minute of the machine hits all.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from benchmarks import dmm, hmm, hmm_long, rbm
+from benchmarks import dmm, hmm, hmm_long, rbm, recurrent
 
-BENCHMARKS = {"dmm": dmm, "hmm": hmm, "hmm-long": hmm_long, "rbm": rbm}
+BENCHMARKS = {"dmm": dmm, "hmm": hmm, "hmm-long": hmm_long, "rbm": rbm, "recurrent": recurrent}
 
 
 def main() -> None:
@@ -30,9 +32,9 @@ def main() -> None:
     parser.add_argument("what", choices=[*BENCHMARKS, "child"], help="the benchmark; `child` is what its child processes run")
     parser.add_argument("call", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, help="of each round: 15 for dmm, 10 for hmm, 3 for rbm")
+    parser.add_argument("--repeats", type=int, help="of each round: 15 for dmm, 10 for hmm, 3 for rbm, 15, 5 and 3 for recurrent")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--workloads", help="hmm: which of a, b, c and d")
+    parser.add_argument("--workloads", help="hmm: which of a, b, c and d; recurrent: of a, b and c")
     parser.add_argument("--data-dir", help="rbm: folder of MNIST's files; generated pictures without it")
     parser.add_argument("--images", type=int, help="rbm: pictures of an epoch, 60,000")
     given = {key: value for key, value in vars(parser.parse_args()).items() if value is not None}

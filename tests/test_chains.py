@@ -278,6 +278,85 @@ def test_one_number_decides_one_step_of_a_sampled_path_however_it_is_found(rng: 
         np.testing.assert_array_equal(other, first)
 
 
+@pytest.mark.parametrize("kind", ["plain", "zeros", "varying", "scores"])
+@pytest.mark.parametrize(("num_states", "num_steps"), [(2, 1), (2, 4), (3, 3)])
+def test_the_best_paths_are_the_first_of_all_paths(kind: str, num_states: int, num_steps: int, rng: np.random.Generator) -> None:
+    initial, transition, steps, emission, mask = example(rng, num_states, num_steps, kind)
+    num = 11  # more than there are of the shortest
+    paths = chains.n_best(initial, transition, emission, mask, num=num)
+    for row, length in enumerate(mask.sum(1)):
+        every = np.array(list(itertools.product(range(num_states), repeat=length)), int).reshape(num_states**length, length)
+        score = np.zeros(len(every))
+        for t in range(length):
+            score = score + emission[row, t, every[:, t]]
+            score = score + (steps[t - 1, every[:, t - 1], every[:, t]] if t else initial[every[:, 0]])
+        best = np.sort(score)[::-1][:num]
+        best = best[best > -np.inf]
+        np.testing.assert_allclose(paths.score[row, : len(best)], best, atol=1e-10)
+        assert (paths.score[row, len(best) :].numpy() == -np.inf).all()
+        found = paths.states[row].numpy()
+        assert (found[len(best) :] == -1).all() and (found[:, length:] == -1).all()
+        # of a tie either path may come first, so each is held to its score, and all to being different
+        places = [np.flatnonzero((every == path).all(1))[0] for path in found[: len(best), :length]]
+        np.testing.assert_allclose(score[places], best, atol=1e-10)
+        assert len(set(places)) == len(places)
+
+
+def test_the_best_paths_of_rows_with_matrices_of_their_own(rng: np.random.Generator) -> None:
+    initial, emission = rng.normal(size=(2, 3)), rng.normal(size=(2, 4, 3))
+    transition = rng.normal(size=(2, 3, 3, 3))
+    for matrices in (transition, transition[:, :1]):
+        together = chains.n_best(initial, matrices, emission, num=4)
+        for i in range(2):
+            own = matrices[i] if len(matrices[i]) > 1 else matrices[i, 0]
+            alone = chains.n_best(initial[i], own, emission[i : i + 1], num=4)
+            np.testing.assert_array_equal(together.states[i], alone.states[0])
+            np.testing.assert_allclose(together.score[i], alone.score[0], atol=1e-12)
+
+
+def bounded(transition: np.ndarray, emission: np.ndarray, mask: np.ndarray | None = None) -> bool:
+    initial = np.zeros(len(transition), np.float32)
+    arguments = initial, transition.astype(np.float32), emission.astype(np.float32), mask
+    return bool(chains._is_bounded(chains._scaled(chains._problem(*arguments, "auto")).chain, tf.float64))
+
+
+def test_which_zeros_leave_every_possible_state_enough_for_float64(rng: np.random.Generator) -> None:
+    bio = np.array([[0, 0, -np.inf], [0, 0, 0], [0, 0, 0]])  # O, B, I
+    emission = 5.0 * rng.normal(size=(2, 6, 3))
+    assert bounded(bio, emission)
+    assert not bounded(np.where(np.eye(3), 0.0, -np.inf), emission)  # states that never meet
+    assert not bounded(np.where(np.tri(3), 0.0, -np.inf).T, emission)  # from left to right
+    assert not bounded(bio, 60.0 * emission)
+    known, forbids = emission.copy(), emission.copy()
+    known[:, 2, 1:] = -np.inf
+    assert bounded(bio, known)
+    forbids[:, 2, 1] = -np.inf
+    assert not bounded(bio, forbids)
+    assert bounded(bio, forbids, np.arange(6) < np.array([[3], [2]]))  # at the last step, and at a padded one
+    dead = np.array([[0, 0, -np.inf], [0, 0, -np.inf], [0, 0, -np.inf]])  # no way leads to the last state
+    assert bounded(dead, emission) and bounded(dead.T, emission)
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0, 60.0, 200.0])
+def test_zeros_of_any_pattern_lose_nothing_in_float32(scale: float, rng: np.random.Generator) -> None:
+    states, steps, rows = 4, 5, 6
+    for _ in range(25):
+        transition = np.where(rng.random((states, states)) < 0.3, -np.inf, rng.normal(size=(states, states)))
+        initial = np.where(rng.random(states) < 0.3, -np.inf, rng.normal(size=states) * scale)
+        emission = scale * rng.normal(size=(rows, steps, states))
+        known = rng.random((rows, steps)) < 0.2
+        only = rng.integers(states, size=(rows, steps, 1)) == np.arange(states)
+        emission = np.where(known[..., None] & ~only, -np.inf, emission)
+        emission[:, -1] = np.where(rng.random((rows, states)) < 0.3, -np.inf, emission[:, -1])
+        chain = tuple(a.astype(np.float32) for a in (initial, transition, emission))
+        every = np.broadcast_to(chain[1].astype(np.float64), (steps - 1, states, states))
+        wanted = reference.chain_by_enumeration(chain[0].astype(np.float64), every, chain[2].astype(np.float64), steps)
+        # float32 sums of five scores, whose error is relative to their size, and exp of such an error
+        error = 1e-6 * steps * max(scale, 10.0)
+        np.testing.assert_allclose(chains.log_prob(*chain), wanted["log_prob"], rtol=1e-6, atol=error)
+        np.testing.assert_allclose(chains.smooth(*chain), wanted["smoothed"], atol=2.0 * error)
+
+
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [

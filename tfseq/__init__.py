@@ -15,6 +15,10 @@ _WHERE = {
     "load_dataset": "tfseq.data",
     "Sequences": "tfseq.data.batching",
     "MODELS": "tfseq.models",
+    "SequenceTagger": "tfseq.models.tagger",
+    "SequenceClassifier": "tfseq.models.classifier",
+    "LanguageModel": "tfseq.models.language_model",
+    "Seq2Seq": "tfseq.models.seq2seq",
     "DeepMarkovModel": "tfseq.models.dmm",
     "HiddenMarkovModel": "tfseq.models.hmm",
     "BoltzmannMachine": "tfseq.models.boltzmann_machine",
@@ -35,11 +39,15 @@ if TYPE_CHECKING:
     from tfseq.exporting.saved_model import export
     from tfseq.models import MODELS
     from tfseq.models.boltzmann_machine import BoltzmannMachine
+    from tfseq.models.classifier import SequenceClassifier
     from tfseq.models.dbm import DeepBoltzmannMachine
     from tfseq.models.dbn import DeepBeliefNetwork
     from tfseq.models.dmm import DeepMarkovModel
     from tfseq.models.hmm import HiddenMarkovModel
+    from tfseq.models.language_model import LanguageModel
     from tfseq.models.rbm import RBM
+    from tfseq.models.seq2seq import Seq2Seq
+    from tfseq.models.tagger import SequenceTagger
     from tfseq.training import load, train
 
 

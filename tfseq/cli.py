@@ -542,7 +542,7 @@ def _report(run: Run, out: Path, splits: Collection[str]) -> None:
     monitor = f"val_{run.model.monitor}"
     validated = [row for row in run.history if monitor in row]
     if validated:
-        best = min(validated, key=lambda row: row[monitor])
+        best = (max if run.model.higher_is_better else min)(validated, key=lambda row: row[monitor])
         when = f"epoch {best['epoch']} of {len(run.history)}; {run.stopped}"
         print(f"best validation: {best[monitor]:.3f}, {run.model.convention} ({when})")
     else:

@@ -14,8 +14,20 @@ from tfseq import checks
 from tfseq.data.batching import Sequences, stream
 from tfseq.models.base import SequenceModel
 from tfseq.models.energy import EnergyModel
+from tfseq.models.language_model import LanguageModel
+from tfseq.models.reader import Reader
+from tfseq.models.seq2seq import Seq2Seq
+from tfseq.models.tagger import SequenceTagger
 
 CONVENTIONS = {
+    "accuracy": "share labelled right, higher is better",
+    "entity_f1": "F1 of exact entities (type and both ends), micro average, higher is better",
+    "error_rate": "edits per symbol of the transcription, lower is better",
+    "bleu": "BLEU of the corpus, higher is better (see `protocol`)",
+    "perplexity": "exp of the nats per token, lower is better",
+    "bits_per_character": "exact -log2 p(x) / characters, lower is better",
+    "nats_per_token": "exact: sum of -log p / sum of tokens, lower is better",
+    "calibration_error": "expected |confidence - accuracy| over 15 bins of confidence, lower is better",
     "bound_per_step": "(b) pooled bound: sum of -ELBO / sum of steps",
     "importance_per_step": "(a) importance-sampled NLL: sum of -log mean weight / sum of steps",
     "bound_sequence_mean": "(c) mean over sequences of -ELBO / steps",
@@ -65,6 +77,8 @@ def evaluate(
     checks.at_least(1, num_samples=num_samples, batch_size=batch_size)
     if data.lengths.sum() == 0:
         raise ValueError(f"`data` has no steps (data set {data.name!r}, split {data.split!r}); there is nothing to score.")
+    if isinstance(model, Reader):
+        return _reader_figures(model, model.prepare(data), batch_size, baselines_from)
     lengths = data.lengths
     result: dict[str, Any] = {}
     if isinstance(model, EnergyModel):
@@ -89,6 +103,110 @@ def evaluate(
     if baselines_from is not None:
         result["baselines"] = baselines(baselines_from, data)
     return result
+
+
+def _reader_figures(model: Reader, data: Sequences, batch_size: int, train: Sequences | None) -> dict[str, Any]:
+    """What is to be said of a model of tokens or frames; `data` is prepared."""
+    result: dict[str, Any] = {}
+    if isinstance(model, LanguageModel):
+        log_prob, lengths = np.zeros(len(data)), data.lengths
+        for batch in stream(data if model.conditional else replace(data, y=None), batch_size):
+            log_prob[batch["row"].numpy()] = np.asarray(model.log_prob(batch))
+        nats, error = _per_step(-log_prob, lengths)
+        result |= {"nats_per_token": nats, "standard_error": error, "perplexity": float(np.exp(nats))}
+        if model.text.unit == "characters":
+            result["bits_per_character"] = nats / float(np.log(2.0))
+        if train is not None:
+            result["baselines"] = {"unigram": _unigram(model, model.prepare(train), data)}
+        return result | {"num_sequences": len(data), "num_steps": int(lengths.sum())}
+    if not getattr(model, "compiled", False):
+        model.compile("sgd")
+    found = model.evaluate(stream(data, batch_size), verbose=0, return_dict=True)
+    result["nats_per_token"] = found.pop("nats_per_step")
+    result |= {name: value for name, value in found.items() if name != "loss"}
+    if isinstance(model, Seq2Seq):
+        result["perplexity"] = float(np.exp(result["nats_per_token"]))
+        result |= _bleu(model, data, batch_size)
+    elif not isinstance(model, SequenceTagger) or model.head != "ctc":
+        right, confidence, rows = _judged(model, data, batch_size)
+        per_row = np.bincount(rows, minlength=len(data)).astype(float)
+        wrong = np.bincount(rows, weights=1.0 - right, minlength=len(data))
+        _, result["standard_error"] = _per_step(wrong, per_row)
+        result["calibration_error"] = calibration_error(confidence, right)
+    return result | {"num_sequences": len(data), "num_steps": int(data.lengths.sum())}
+
+
+def _judged(model: Any, data: Sequences, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each label that is known: whether the model's is right, how sure it was of it, and its sequence."""
+    right, confidence, rows = [], [], []
+    for batch in stream(data, batch_size):
+        checked = model.as_batch(batch)
+        if isinstance(model, SequenceTagger):
+            tags, score = (a.numpy() for a in model.predict_tags(batch))
+            known = checked["mask"] & (checked["y"] >= 0)
+            right.append((tags == checked["y"])[known])
+            confidence.append(score[known])
+            rows.append(np.broadcast_to(checked["row"][:, None], known.shape)[known])
+        else:
+            label, probs = (a.numpy() for a in model.classify(batch))
+            known = checked["mask"].any(1) & (checked["y"] >= 0)
+            right.append((label == checked["y"])[known])
+            confidence.append(probs.max(-1)[known])
+            rows.append(checked["row"][known])
+    return np.concatenate(right).astype(float), np.concatenate(confidence), np.concatenate(rows)
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray, num_bins: int = 15) -> float:
+    """sum over bins of (share of the answers in it) |mean confidence - share that is right| (Guo et al. 2017, eq. 3).
+
+    Args:
+        confidence: probability that the model gives each of its answers, `[N]`.
+        right: whether it is right, `[N]`.
+        num_bins: bins of equal width.
+    """
+    if not len(confidence):
+        return float("nan")
+    bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    gaps = np.bincount(bins, weights=confidence - right, minlength=num_bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def _bleu(model: Seq2Seq, data: Sequences, batch_size: int) -> dict[str, Any]:
+    """BLEU of the translations against the targets, both joined from tokens by the model's own rules."""
+    try:
+        import sacrebleu
+    except ImportError:
+        return {"protocol": 'no BLEU: it needs the package sacrebleu (pip install "tfseq[text]")'}
+    said: list[str] = [""] * len(data)
+    wanted = list(said)
+    text = model.target_text
+    for batch in stream(data, batch_size):
+        checked = model.as_batch(batch)
+        answers = model.translate({k: v for k, v in batch.items() if not k.startswith("target")}).numpy()
+        target, mask = batch["target"], checked["target_mask"] & (checked["target"] != model.end)
+        for row, answer, truth in zip(batch["row"].numpy(), answers, text.join(target, mask).numpy(), strict=True):
+            said[row], wanted[row] = answer.decode(), truth.decode()
+    metric = sacrebleu.BLEU(lowercase=text.lowercase)
+    return {"bleu": metric.corpus_score(said, [wanted]).score, "protocol": f"beam of 4, {metric.get_signature()}"}
+
+
+def _unigram(model: LanguageModel, train: Sequences, test: Sequences) -> float:
+    """Each token with its frequency in `train`, independent of all others: nats per token of `test`."""
+    counts = np.ones(model.size)
+    nats, num = 0.0, 0
+    for data in (train, test):
+        for tokens in data.x:
+            ids = (
+                model.text.to_ids(tf.constant(np.asarray(tokens, str))).numpy()
+                if np.asarray(tokens).dtype.kind == "U"
+                else tokens
+            )
+            if data is train:
+                counts += np.bincount(ids, minlength=model.size)
+            else:
+                nats -= float(np.log(counts / counts.sum())[ids].sum())
+                num += len(ids)
+    return nats / num
 
 
 def _energy_figures(

@@ -24,7 +24,7 @@ import tensorflow as tf
 import tfseq
 from tfseq import checks
 from tfseq.data import data_hash
-from tfseq.data.batching import Sequences, epoch_batches, num_batches, stream
+from tfseq.data.batching import Sequences, epoch_batches, num_batches, num_windows, stream, windows
 from tfseq.files import replace_file
 from tfseq.models import MODELS
 from tfseq.models.base import SequenceModel
@@ -119,20 +119,27 @@ class _Keeper(keras.callbacks.Callback):
                 found = self.model.evaluate(self.validation, verbose=0, return_dict=True)
                 row |= {f"val_{k}": float(v) for k, v in found.items()}
                 logs.update({k: v for k, v in row.items() if k.startswith("val_")})
-                if row[monitor] < self.state["best"]:
+                if self._is_better(row[monitor]):
                     self.state |= {"best": row[monitor], "best_epoch": epoch + 1}
                     self.keep_best()
         self.state["history"].append(row)
         self.state |= {"epoch": epoch + 1, "seconds": self.seconds}
         if self.echo:
             shown = " ".join(f"{k} {row[k]:.3f}" for k in ("nats_per_step", "kl", monitor) if k in row)
-            print(f"epoch {epoch + 1} {self.seconds:.0f} s {shown} best {self.state['best']:.3f}", file=sys.stderr, flush=True)
+            best = f" best {self.state['best']:.3f}" if self.state["best_epoch"] else ""
+            print(f"epoch {epoch + 1} {self.seconds:.0f} s {shown}{best}", file=sys.stderr, flush=True)
         if self.patience is not None and monitor in row and epoch + 1 - self.state["best_epoch"] >= self.patience:
             self._stop(f"no better validation bound in {self.patience} epochs")
         elif out_of_time and not last:
             self._stop(f"time limit of {self.max_seconds / 60:g} minutes")
         if self.model.stop_training or last or time.monotonic() - self.checkpointed > _CHECKPOINT_SECONDS:
             self.save()
+
+    def _is_better(self, value: float) -> bool:
+        """Whether a validation is the best so far; where none was, whether it is a number."""
+        if not self.state["best_epoch"]:
+            return math.isfinite(value)
+        return value > self.state["best"] if self.model.higher_is_better else value < self.state["best"]
 
     def _stop(self, reason: str) -> None:
         self.stopped, self.model.stop_training = reason, True
@@ -176,6 +183,7 @@ def train(
     epochs: int = 100,
     max_minutes: float = math.inf,
     batch_size: int = 20,
+    batch_steps: int | None = None,
     method: Literal["gradient", "em", "map", "vb"] = "gradient",
     step_size: float | None = None,
     optimizer: Literal["adam", "sgd"] = "adam",
@@ -203,7 +211,8 @@ def train(
         out: run folder: `model.keras` (best), `card.json`, `history.csv`, `checkpoints/`. None keeps all in memory.
         epochs: passes over the data.
         max_minutes: stops at the end of the epoch in which this time is reached, all resumptions counted.
-        batch_size: sequences per step.
+        batch_size: sequences per step (lanes, of a model that reads long texts by windows).
+        batch_steps: padded steps per step in its place: as many sequences of about one length as fit.
         method: how the model is trained: `"gradient"`, or where it has closed forms `"em"`, `"map"` or `"vb"` (expectation
             maximisation, the same under its priors, variational Bayes), which use none of the settings of the optimiser.
         step_size: with `"em"`: update after every batch, in (0.5, 1]; see `SequenceModel.compile`.
@@ -250,7 +259,17 @@ def train(
     folder = None if out is None else Path(out)
     state: dict[str, Any] = {"epoch": 0, "best": math.inf, "best_epoch": 0, "seconds": 0.0, "history": []}
     state["run"] = {**settings, "data": data_hash(data), "hyperparameters": _without_name(model)}
-    steps = num_batches(data, batch_size)
+    if batch_steps is not None:
+        checks.at_least(1, batch_steps=batch_steps)
+    given, data = data, model.prepare(data)
+    validation = None if validation is None else model.prepare(validation)
+    window = getattr(model, "window", None)
+    if window is not None and (batch_steps is not None or augmented_epochs):
+        raise ValueError(
+            "`batch_steps` and `augmented_epochs` are for whole sequences; this model reads windows (its `window` is "
+            f"{window}). Set the model's window to null, or leave them out."
+        )
+    steps = num_batches(data, batch_size, batch_steps=batch_steps) if window is None else num_windows(data, batch_size, window)
     if resume:
         if folder is None:
             raise ValueError("`resume` needs `out`, the folder of the run to go on with.")
@@ -272,10 +291,17 @@ def train(
         model.seed.assign(np.random.default_rng(seed).integers(0, 2**31 - 1, 2))
     for sequences in (data, validation):
         if sequences is not None:
-            for rows in epoch_batches(sequences.lengths, batch_size):  # all values are checked before any work
+            for rows in epoch_batches(
+                sequences.lengths, batch_size, batch_steps=batch_steps
+            ):  # all values are checked before any work
                 model.as_batch(sequences.take(rows))
+    held_out = None
+    if validation is not None:
+        held_out = (
+            stream(validation, batch_size, batch_steps=batch_steps) if window is None else windows(validation, batch_size, window)
+        )
     keeper = _Keeper(
-        None if validation is None else stream(validation, batch_size).cache(),
+        None if held_out is None else held_out.cache(),
         validate_every,
         folder,
         patience,
@@ -286,13 +312,17 @@ def train(
     callbacks = [KLWarmUp(kl_warmup, kl_start if kl_warmup else 1.0), keeper]
     if state["epoch"] < epochs:
         try:
-            batches = stream(data, batch_size, seed=seed, first_epoch=state["epoch"], augmented_epochs=augmented_epochs)
+            order: dict[str, Any] = {"seed": seed, "first_epoch": state["epoch"]}
+            if window is None:
+                batches = stream(data, batch_size, augmented_epochs=augmented_epochs, batch_steps=batch_steps, **order)
+            else:
+                batches = windows(data, batch_size, window, **order)
             model.fit(batches, steps_per_epoch=steps, epochs=epochs, initial_epoch=state["epoch"], callbacks=callbacks, verbose=0)
         except KeyboardInterrupt:
             if folder is not None:
                 print(f"Interrupted. {_what_is_saved(folder)}", file=sys.stderr)
             raise
-    if keeper.diverged and not math.isfinite(state["best"]):
+    if keeper.diverged and not state["best_epoch"]:
         kept = "" if folder is None else f" {_what_is_saved(folder)}"
         raise ValueError(f"Training stopped with nothing to keep: {keeper.stopped}.{kept}")
     if validation is None:
@@ -300,7 +330,7 @@ def train(
             keeper.keep_best()
     if folder is not None:
         model = load(folder)
-        write_card(folder, model, data, settings, state, keeper.stopped)
+        write_card(folder, model, given, settings, state, keeper.stopped)
     elif keeper.best_weights is not None:
         model.set_weights(keeper.best_weights)
     return Run(model, state["history"], keeper.stopped)

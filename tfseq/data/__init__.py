@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 from tfseq.checks import choice, nearest
 from tfseq.data.batching import Sequences
 
-__all__ = ["DATASETS", "SPLITS", "Entry", "Sequences", "data_hash", "load_dataset", "splits_of"]
+__all__ = ["DATASETS", "FILES", "SPLITS", "Entry", "Sequences", "data_hash", "load_dataset", "splits_of"]
 
 SPLITS = ("train", "valid", "test")
 
@@ -39,6 +39,9 @@ class Entry(NamedTuple):
 
 _CHORALES = "tfseq.data.music:load_chorales"
 _POLYMUSIC = "tfseq.data.music:load_polymusic"
+_EWT = "tfseq.data.conll:load_ewt"
+_MULTI30K = "tfseq.data.text:load_multi30k"
+_SPEECH = "tfseq.data.speech:load_digits"
 
 DATASETS: dict[str, Entry] = {
     "chorales": Entry(
@@ -64,7 +67,78 @@ DATASETS: dict[str, Entry] = {
     "mnist": Entry(
         "tfseq.data.images:load_mnist", {}, "MNIST, handwritten digits, 28 x 28 greys, labelled: 55000/5000/10000 pictures"
     ),
+    "ewt": Entry(_EWT, {}, "English sentences, parts of speech (UD EWT 2.16): 12544/2001/2077 sentences"),
+    "ewt-xpos": Entry(_EWT, {"label_column": "xpos"}, "the same sentences with the Penn Treebank's parts of speech"),
+    "wnut17": Entry(
+        "tfseq.data.conll:load_wnut17", {}, "WNUT 2017, rare entities in English posts, BIO: 3394/1009/1287 sentences"
+    ),
+    "ner-ja": Entry(
+        "tfseq.data.conll:load_ner_ja", {}, "entities in the Japanese Wikipedia, BIO of characters: 4269/535/539 sentences"
+    ),
+    "python-source": Entry(
+        "tfseq.data.text:load_python_source",
+        {},
+        "lines of Python's own library, each token labelled with its role: about 200,000 tokens; no download",
+    ),
+    "python-docs": Entry(
+        "tfseq.data.text:load_python_docs",
+        {},
+        "the topics of Python's help, raw texts to model; about 450,000 characters; no download",
+    ),
+    "shakespeare": Entry("tfseq.data.text:load_shakespeare", {}, "Tiny Shakespeare, raw text to model: 1,115,394 characters"),
+    "polarity": Entry(
+        "tfseq.data.text:load_polarity", {}, "sentences of film reviews, negative or positive: 8530/1066/1066 raw texts"
+    ),
+    "multi30k": Entry(_MULTI30K, {}, "Multi30k, German to English: 29000/1014/1000 raw texts with translations"),
+    "multi30k-fr": Entry(_MULTI30K, {"source": "en", "target": "fr"}, "the same, English to French"),
+    "splice": Entry("tfseq.data.dna:load_splice", {}, "primate splice junctions, windows of 60 bases: 2554/320/316, 3 classes"),
+    "promoters": Entry("tfseq.data.dna:load_promoters", {}, "promoters of E. coli, windows of 57 bases: 64/21/21, 2 classes"),
+    "yeast-genes": Entry(
+        "tfseq.data.dna:load_yeast_genes", {}, "yeast genes, each base labelled exon or intron: 216/27/27 genes"
+    ),
+    "spoken-digits": Entry(
+        _SPEECH, {}, "spoken digits, frames of 200 samples at 8 kHz, labels and words: 2400/300/300 recordings"
+    ),
+    "spoken-digits-mel": Entry(_SPEECH, {"features": "mel"}, "the same recordings as 40 log-mel features, a step 10 ms"),
 }
+
+_SERIES = Entry("tfseq.data.series:load_series", {}, "series of numbers", ("train",))
+_COLUMNS = Entry("tfseq.data.conll:load_conll", {}, "labelled tokens", ("train",))
+_FASTA = Entry("tfseq.data.dna:load_fasta", {}, "DNA or protein", ("train",))
+_FOLDER = Entry("tfseq.data.music:load_folder", {}, "scores")
+_IMAGES = Entry("tfseq.data.images:load_images", {}, "pictures")
+
+FILES: dict[str, Entry] = {
+    **dict.fromkeys((".csv", ".npz"), _SERIES),
+    **dict.fromkeys((".conll", ".conllu", ".bio", ".iob", ".json"), _COLUMNS),
+    ".txt": Entry("tfseq.data.text:load_text", {}, "a text to model"),
+    ".tsv": Entry("tfseq.data.text:load_table", {}, "texts with labels or translations", ("train",)),
+    **dict.fromkeys((".fasta", ".fa", ".fsa"), _FASTA),
+}
+"""Suffix of the user's own files -> their loader, called as `loader(path, split)`, and the splits that one file has."""
+
+
+def _own(name: str | Path) -> Entry | None:
+    """The loader of a path, and the splits it has; None where there is none."""
+    from tfseq.data.images import splits_in
+    from tfseq.data.series import files_of
+
+    path = Path(name)
+    files = files_of(path, FILES) if path.is_dir() else {}
+    entries = {entry.target: entry for file in files.values() for entry in [FILES[file.suffix.lower()]]}
+    if len(entries) > 1:
+        raise ValueError(
+            f"{path} must have files of one kind; it has {' and '.join(file.name for file in files.values())}. "
+            "Which are the data? Put the others into another folder."
+        )
+    if entries:
+        return next(iter(entries.values()))._replace(splits=tuple(files))
+    pictures = splits_in(path)
+    if pictures:
+        return _IMAGES._replace(splits=pictures)
+    if path.is_dir():
+        return _FOLDER._replace(splits=tuple(split for split in SPLITS if (path / split).is_dir()) or SPLITS)
+    return FILES.get(path.suffix.lower()) if path.is_file() else None
 
 
 def splits_of(name: str | Path) -> tuple[str, ...]:
@@ -76,22 +150,13 @@ def splits_of(name: str | Path) -> tuple[str, ...]:
     Raises:
         ValueError: there is no such data set, file or folder; or it is not clear which of its files is which.
     """
-    entry = DATASETS.get(str(name))
+    entry = DATASETS.get(str(name)) or _own(name)
     if entry is not None:
         return entry.splits
-    from tfseq.data.images import splits_in
-    from tfseq.data.series import SUFFIXES, files_of
-
-    path = Path(name)
-    if path.is_dir():
-        folders = tuple(split for split in SPLITS if (path / split).is_dir())
-        return tuple(files_of(path)) or splits_in(path) or folders or SPLITS
-    if path.is_file() and path.suffix.lower() in SUFFIXES:
-        return splits_in(path) or ("train",)
     raise ValueError(
-        f"`name` must be a data set, the path of a {' or '.join(SUFFIXES)} file, or the path of an existing folder with "
-        f"train{SUFFIXES[0]}, with IDX files, or with MIDI or MusicXML files; received {str(name)!r}."
-        f"{nearest(str(name).lower(), DATASETS)} "
+        f"`name` must be a data set, the path of a .csv or .npz file, or of one of {', '.join(list(FILES)[2:])}, or the path "
+        "of an existing folder with train.csv (or another of these), with IDX files, or with MIDI or MusicXML files; "
+        f"received {str(name)!r}.{nearest(str(name).lower(), DATASETS)} "
         f"Data sets: {', '.join(DATASETS)}."
     )
 
@@ -100,11 +165,13 @@ def load_dataset(name: str | Path, split: str = "train", *, data_dir: str | Path
     """One split of a data set, as plain arrays.
 
     Args:
-        name: a key of `DATASETS`; or a path, read as the first of these that it is: an `.npz` file with an array `x_train`,
-            `x_valid`, `x_test` or `shape`, which is of pictures (see `tfseq.data.images.load_images`); any other `.csv` or
-            `.npz` file, or a folder with `train.csv` (or `.npz`) and others, which are series (see
-            `tfseq.data.series.load_series`); a folder with IDX files of pictures, `train-images*` and others; a folder with
-            MIDI or MusicXML files (see `tfseq.data.music.load_folder`).
+        name: a key of `DATASETS`; or a path, read as the first of these that it is: a folder with files of one kind for the
+            splits (`train.csv`, `train.conll`, `train.txt`, ...); a folder with IDX files of pictures, `train-images*` and
+            others; an `.npz` file with an array `x_train`, `x_valid`, `x_test` or `shape`, which is of pictures (see
+            `tfseq.data.images.load_images`); a folder with MIDI or MusicXML files (see `tfseq.data.music.load_folder`); a file
+            whose suffix says what it is: `.csv`, other `.npz` (see `tfseq.data.series.load_series`), `.conll`, `.conllu`,
+            `.bio`, `.iob`, `.json` (see `tfseq.data.conll.load_conll`), `.txt`, `.tsv` (see `tfseq.data.text.load_text` and
+            `load_table`), `.fasta`, `.fa`, `.fsa` (see `tfseq.data.dna.load_fasta`).
         split: `"train"`, `"valid"` or `"test"`; not all data has all of them (see `splits_of`).
         data_dir: folder of already downloaded files; the environment variable `TFSEQ_DATA` where not given. Files not
             found there are downloaded into the cache folder and checked.
@@ -126,31 +193,42 @@ def load_dataset(name: str | Path, split: str = "train", *, data_dir: str | Path
     if entry is not None:
         sequences = entry.resolve()(split, data_dir=None if data_dir is None else Path(data_dir), **entry.options)
         return replace(sequences, name=str(name), split=split)
-    from tfseq.data.images import load_images, splits_in
-    from tfseq.data.music import load_folder
-    from tfseq.data.series import files_of, load_series
-
-    path = Path(name)
-    if splits_in(path):
-        return load_images(path, split)
-    return load_series(path, split) if path.is_file() or files_of(path) else load_folder(path, split)
+    own = _own(name) or _FOLDER  # there is one, or `splits_of` had raised
+    return own.resolve()(Path(name), split)
 
 
 def data_hash(sequences: Sequences) -> str:
-    """SHA-256 (hex) over the content of `x`, `observed`, `u` and `y`: number, dtype, shape and bytes of every array, in order.
+    """SHA-256 (hex) over `x`, `observed`, `u`, `y` and `target`: number, dtype, shape and content of every array, in order.
 
-    Names do not count, nor does the machine's byte order.
+    Names do not count, nor does the machine's byte order, nor how many bytes NumPy keeps for a string.
     """
     digest = hashlib.sha256()
-    for field in ("x", "observed", "u", "y"):
+    for field in ("x", "observed", "u", "y", "target"):
         arrays = getattr(sequences, field)
-        if field == "y" and arrays is None:
+        if field in ("y", "target") and arrays is None:
             continue  # data without labels keeps the hash it had before there were any
         digest.update(f"{field} {None if arrays is None else len(arrays)}\n".encode())
-        for array in () if arrays is None else map(np.asarray, arrays):
+        for array in () if arrays is None else arrays:
+            if isinstance(array, str):
+                _hash_texts(digest, [array], ())
+                continue
+            array = np.asarray(array)
+            if array.dtype.kind == "U":
+                _hash_texts(digest, array.ravel().tolist(), array.shape)
+                continue
             if array.dtype.hasobject:
-                raise ValueError(f"`{field}` must hold numeric arrays; received dtype {array.dtype}, which has no fixed bytes.")
-            array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+                raise ValueError(
+                    f"`{field}` must hold numeric arrays, or str; received dtype {array.dtype}, which has no fixed bytes."
+                )
+            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
             digest.update(f"{array.dtype.str} {array.shape}\n".encode())
             digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _hash_texts(digest: hashlib._Hash, texts: Sequence[str], shape: tuple[int, ...]) -> None:
+    """Adds strings to a hash: shape, lengths in bytes of UTF-8, and the bytes."""
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    digest.update(f"str {shape}\n".encode())
+    digest.update(np.array([len(text) for text in encoded], "<i8").tobytes())
+    digest.update(b"".join(encoded))

@@ -61,15 +61,15 @@ def load_earthquakes(split: str, *, data_dir: Path | None = None) -> Sequences:
     )
 
 
-def files_of(folder: Path) -> dict[str, Path]:
-    """Split -> its file `SPLIT.csv` or `SPLIT.npz` in a folder, for the splits it has.
+def files_of(folder: Path, suffixes: Collection[str] = SUFFIXES) -> dict[str, Path]:
+    """Split -> its file in a folder, such as `train.csv`, for the splits it has in files with one of the suffixes.
 
     Raises:
         ValueError: a split has two files.
     """
     found: dict[str, Path] = {}
     for split in SPLITS:
-        files = sorted(file for file in folder.glob(f"{split}.*") if file.stem == split and file.suffix.lower() in SUFFIXES)
+        files = sorted(file for file in folder.glob(f"{split}.*") if file.stem == split and file.suffix.lower() in suffixes)
         if len(files) > 1:
             raise ValueError(f"{folder} must have one file for each split; {split!r} has {' and '.join(f.name for f in files)}.")
         if files:

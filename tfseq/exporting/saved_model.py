@@ -112,8 +112,10 @@ def example_inputs(specs: list[tf.TensorSpec], seed: int = 0) -> list[tf.Tensor]
     inputs = []
     for spec in specs:
         shape = [size or (3 if axis == 0 else 5) for axis, size in enumerate(spec.shape)]
-        if spec.name in ("lengths", "num_steps"):
-            value: Any = [5, 3, 0]
+        if spec.dtype == tf.string:
+            value: Any = [b"on, off", b"", b"\xff caf\xc3\xa9 \xe6\x97\xa5\xe6\x9c\xac"]  # a text, none, and one in broken UTF-8
+        elif spec.name in ("lengths", "num_steps", "max_tokens"):
+            value = [5, 3, 0]
         elif spec.name == "step":
             value = [0, 1, 2]
         elif spec.name == "log_weights":

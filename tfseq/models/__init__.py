@@ -42,6 +42,22 @@ class Models(Mapping[str, type["SequenceModel"]]):
 
 MODELS = Models(
     {
+        "tagger": Entry(
+            "tfseq.models.tagger:SequenceTagger",
+            "Tagger: bidirectional LSTM or GRU with softmax, CRF or CTC head (Lample et al. 2016, Graves et al. 2006)",
+        ),
+        "classifier": Entry(
+            "tfseq.models.classifier:SequenceClassifier",
+            "Classifier of whole sequences: recurrent network, pooling by last state, mean, max or attention (Yang et al. 2016)",
+        ),
+        "lm": Entry(
+            "tfseq.models.language_model:LanguageModel",
+            "Language model of characters, words or subwords: LSTM or GRU, AWD regularisers, beams (Merity et al. 2018)",
+        ),
+        "seq2seq": Entry(
+            "tfseq.models.seq2seq:Seq2Seq",
+            "Encoder and decoder for translation: Bahdanau or Luong attention, beam search (Bahdanau et al. 2015)",
+        ),
         "hmm": Entry(
             "tfseq.models.hmm:HiddenMarkovModel",
             "Hidden Markov model: exact inference; gradient, EM, MAP or variational Bayes (Rabiner 1989, Beal 2003)",

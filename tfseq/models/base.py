@@ -47,12 +47,14 @@ class Terms(NamedTuple):
         mask: `[B, T]`, True where a step is real.
         objective: `[B]` or its sum, maximised instead of `log_lik - kl_weight * kl` where the gradient belongs to another
             quantity.
+        ratios: name of `add_ratio` -> (sum, count) over the batch, where they are known; metrics of validation.
     """
 
     log_lik: tf.Tensor
     kl: tf.Tensor
     mask: tf.Tensor
     objective: tf.Tensor | None = None
+    ratios: Mapping[str, tuple[tf.Tensor, tf.Tensor]] = {}
 
     def per_sequence(self, values: tf.Tensor) -> tf.Tensor:
         """`values`, which may be `[B, T]` or `[B]` as `log_lik`, summed over real steps: `[B]`."""
@@ -97,7 +99,7 @@ def _constant(value: Any) -> Callable[..., tf.Tensor]:
 def _checked(name: str, value: np.ndarray, spec: tf.TensorSpec) -> np.ndarray:
     """`value` in the dtype of `spec`, or a ValueError about its shape or dtype."""
     wanted = spec.shape.as_list()
-    axes = ", ".join(["B", "T", *map(str, wanted[2:])])
+    axes = ", ".join([*"BT"[: len(wanted)], *map(str, wanted[2:])])
     if value.ndim != len(wanted) or any(n is not None and n != m for n, m in zip(wanted, value.shape, strict=True)):
         hint = " Add the batch axis: `x[None]`." if value.ndim == len(wanted) - 1 else ""
         raise ValueError(f"`{name}` must have shape [{axes}]; received {list(value.shape)}.{hint}")
@@ -179,7 +181,10 @@ class SequenceModel(keras.Model):
     """Whether training balances a likelihood and a divergence, which are then logged."""
 
     monitor: str = "nats_per_step"
-    """The metric that validation selects by, lower is better."""
+    """The metric that validation selects by."""
+
+    higher_is_better: bool = False
+    """Whether more of the monitored metric is better."""
 
     @property
     def convention(self) -> str:
@@ -194,6 +199,9 @@ class SequenceModel(keras.Model):
 
     optional: ClassVar[frozenset[str]] = frozenset({"observed"})
     """Entries of a batch that may be absent."""
+
+    unaligned: frozenset[str] = frozenset()
+    """Entries of a batch whose axes after the first are their own: a label of the whole sequence, another sequence."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Named sets of hyper-parameters, for example those of a paper."""
@@ -221,6 +229,7 @@ class SequenceModel(keras.Model):
         self.kl_weight = self.add_weight(shape=(), initializer="ones", trainable=False, name="kl_weight")
         self.loss_metric, self.bound_metric = PerStep("loss"), PerStep("nats_per_step")
         self.parts_metrics = [PerStep("reconstruction"), PerStep("kl")] if self.has_kl else []
+        self.ratio_metrics: dict[str, PerStep] = {}
 
     # What a model defines ------------------------------------------------------------------------------------------
 
@@ -302,6 +311,14 @@ class SequenceModel(keras.Model):
 
     # Batches -------------------------------------------------------------------------------------------------------
 
+    def prepare(self, data: Any) -> Any:
+        """A data set as this model reads it: texts cut into tokens, where it reads texts. `train` and `evaluate` call it once."""
+        return data
+
+    def encode(self, batch: Batch) -> Batch:
+        """The tensors of a batch with strings as numbers, where the model reads strings; also inside a graph."""
+        return batch
+
     def as_batch(self, data: Any) -> Batch:
         """Arrays -> a checked batch.
 
@@ -335,7 +352,7 @@ class SequenceModel(keras.Model):
                 raise ValueError(
                     f"The batch has no `{name}`; {type(self).__name__} needs {spec.dtype.name} of shape {spec.shape}."
                 )
-            if isinstance(value, Sequence):
+            if isinstance(value, Sequence) and name not in self.unaligned:
                 value = [np.asarray(v) for v in value]
                 if not value:
                     raise ValueError(f"`{name}` has no sequences.")
@@ -355,7 +372,10 @@ class SequenceModel(keras.Model):
                 value = pad(value)
             batch[name] = _checked(name, np.asarray(value), spec)
         if not batch["x"].shape[1]:  # no steps at all: one padded step, which contributes nothing
-            batch = {name: np.zeros([len(value), 1, *value.shape[2:]], value.dtype) for name, value in batch.items()}
+            batch = {
+                name: value if name in self.unaligned else np.zeros([len(value), 1, *value.shape[2:]], value.dtype)
+                for name, value in batch.items()
+            }
             data, lengths = {k: v for k, v in data.items() if k != "mask"}, np.zeros(len(batch["x"]), np.int32)
         x = batch["x"]
         if "mask" in data:
@@ -374,7 +394,7 @@ class SequenceModel(keras.Model):
             lengths = np.full(len(x), x.shape[1], np.int32) if lengths is None else lengths
             mask = np.arange(x.shape[1]) < lengths[:, None]
         batch["mask"] = mask
-        for name in set(batch) - {"mask"}:
+        for name in set(batch) - {"mask"} - self.unaligned:
             if batch[name].shape[:2] != mask.shape:
                 raise ValueError(
                     f"`{name}` must be [B, T, ...] with [B, T] = {list(mask.shape)} as `x`; received {list(batch[name].shape)}."
@@ -407,13 +427,13 @@ class SequenceModel(keras.Model):
         specs = self.batch_spec()
         if isinstance(batch, tuple):  # what Keras makes of a dict in `train_on_batch`
             batch = batch[0]
-        batch = {name: tf.convert_to_tensor(value) for name, value in batch.items()}
+        batch = self.encode({name: tf.convert_to_tensor(value) for name, value in batch.items()})
         batch = {name: tf.cast(value, specs[name].dtype) if name in specs else value for name, value in batch.items()}
         shape = tf.shape(batch["x"])
         batch.setdefault("mask", tf.ones(shape[:2], tf.bool))
         batch.setdefault("row", tf.range(shape[0]))
         if not batch["x"].shape[1]:  # unknown, or no steps at all: loops need one, which the mask leaves out
-            for name in {"mask", *specs} & set(batch):
+            for name in ({"mask", *specs} & set(batch)) - self.unaligned:
                 rest = [[0, 0]] * (batch[name].shape.rank - 2)
                 batch[name] = tf.pad(batch[name], [[0, 0], [0, tf.maximum(0, 1 - shape[1])], *rest])
         seed = batch.get("seed")
@@ -437,7 +457,7 @@ class SequenceModel(keras.Model):
             raise ValueError("`dataset` must hold sequences: an object or a dict with `x`, a list of [T, ...], or [B, T, ...].")
         mask = data.pop("mask", None)
         lengths = [len(a) for a in data["x"]] if mask is None else np.asarray(mask).sum(1)
-        fields = ("x", "observed", "u", "y")
+        fields = ("x", "observed", "u", "y", "target")
         return types.SimpleNamespace(
             **{f: [np.asarray(a)[:n] for a, n in zip(data[f], lengths, strict=True)] if f in data else None for f in fields}
         )
@@ -502,7 +522,15 @@ class SequenceModel(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        return [self.loss_metric, self.bound_metric, *self.parts_metrics]
+        return [self.loss_metric, self.bound_metric, *self.parts_metrics, *self.ratio_metrics.values()]
+
+    def add_ratio(self, name: str) -> None:
+        """Adds a metric that is a ratio of sums over the data, such as accuracy; `terms` gives both where it does not train."""
+        self.ratio_metrics[name] = PerStep(name)
+
+    def _training_logs(self) -> dict[str, tf.Tensor]:
+        """Metrics of a training step; ratios are those of validation."""
+        return {m.name: m.result() for m in self.metrics if m not in self.ratio_metrics.values()}
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """The model is built at birth; Keras's symbolic build averages a batch over replicas, which fails for bool."""
@@ -523,6 +551,8 @@ class SequenceModel(keras.Model):
         self.bound_metric.update_state(total_kl - total_lik, steps)
         for metric, value in zip(self.parts_metrics, (-total_lik, total_kl), strict=False):
             metric.update_state(value, steps)
+        for name, pair in terms.ratios.items():
+            self.ratio_metrics[name].update_state(*sum_over_replicas([tf.cast(a, tf.float32) for a in pair]))
         return loss, steps
 
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
@@ -535,7 +565,7 @@ class SequenceModel(keras.Model):
         gradients = self.adjust(tape.gradient(scaled, self.trainable_weights))
         self.optimizer.apply(self._clip(gradients), self.trainable_weights)
         self.step.assign(self.step + 1)
-        return self.get_metrics_result()
+        return self._training_logs() if self.ratio_metrics else self.get_metrics_result()
 
     def adjust(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         """The gradients of this replica's (scaled) loss, in the order of `trainable_weights`, as they are applied."""

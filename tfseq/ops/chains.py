@@ -14,8 +14,9 @@ Every function takes `(log_initial, log_transition, log_emission, mask=None)`:
 
 Messages are normalised at every step: a product with the K x K matrix, times the emission over its largest, over the sum (Rabiner
 1989, sec. V.A), so nothing drifts however long the chain. Where an entry of the transition is (nearly) zero, a state that has
-lost all its float32 probability may still win later, so such chains go through the same recursions in log space. Impossible data
-has log Z = -inf, and marginals and gradients of zero: no NaN.
+lost all its float32 probability may still win later. Such chains go through the same recursions in float64, where the pattern of
+zeros bounds what a state can lose (the constraints of tagging schemes do), and else in log space. Impossible data has
+log Z = -inf, and marginals and gradients of zero: no NaN.
 
 Of a recursion there are three forms, equal but for rounding:
 
@@ -40,7 +41,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfseq import checks
-from tfseq.ops import random
+from tfseq.ops import random, scan
 from tfseq.ops.linear import project
 from tfseq.ops.masking import fill, mask_to_lengths
 from tfseq.ops.tracing import is_compiled, wants_gradients, wide
@@ -78,6 +79,16 @@ class Filtered(NamedTuple):
 
 class Path(NamedTuple):
     """The best path: states `[B, T]` int32, -1 at padded steps, and its score `[B]`, -inf where every path is impossible."""
+
+    states: tf.Tensor
+    score: tf.Tensor
+
+
+class Paths(NamedTuple):
+    """The best paths, best first: states `[B, N, T]` int32, -1 at padded steps and of paths that do not exist; score `[B, N]`.
+
+    The score is -inf where there are fewer possible paths.
+    """
 
     states: tf.Tensor
     score: tf.Tensor
@@ -489,21 +500,86 @@ def _log_total(problem: _Problem, log_norm: tf.Tensor) -> tf.Tensor:
 
 
 def _exact(problem: _Problem, function: Callable[[Any, _Chain], Any]) -> Any:
-    """`function(ring, chain)` with probabilities where no transition is too small for them, else with logarithms.
-
-    With all entries of the transition at least e, a message has no entry below e times the largest, and a state of which less
-    is left counts for nothing; smoothing multiplies two messages and an emission.
-    """
+    """`function(ring, chain)` with probabilities where none can be lost, if need be in float64, else with logarithms."""
     chain = problem.chain
-    smallest = np.finfo(chain.first.dtype.as_numpy_dtype).tiny ** (1.0 / 3.0)
-    is_plain = tf.reduce_min(chain.transition) >= math.log(smallest)  # its largest entry is 0
+    dtype = chain.first.dtype
+    precise = wide(dtype)
 
     def with_ring(ring: Any) -> Callable[[], Any]:
         return lambda: function(ring, _take(ring, chain))
 
-    if tf.executing_eagerly():
-        return with_ring(_PROBABILITIES if is_plain else _LOGS)()
-    return tf.cond(is_plain, with_ring(_PROBABILITIES), with_ring(_LOGS))
+    def precisely() -> Any:
+        found = function(_PROBABILITIES, _take(_PROBABILITIES, _cast(chain, precise)))
+        return tf.nest.map_structure(lambda a: tf.cast(a, dtype), found)
+
+    def otherwise() -> Any:
+        if chain.transition.shape.rank != 2 or precise != tf.float64:
+            return with_ring(_LOGS)()
+        return _either(_is_bounded(chain, precise), precisely, with_ring(_LOGS))
+
+    return _either(_is_plain(chain), with_ring(_PROBABILITIES), otherwise)
+
+
+def _either(condition: tf.Tensor, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+    """`tf.cond`, without a graph where there is none."""
+    return (yes() if condition else no()) if tf.executing_eagerly() else tf.cond(condition, yes, no)
+
+
+def _cast(chain: _Chain, dtype: tf.DType) -> _Chain:
+    first, transition, emission = (tf.cast(a, dtype) for a in chain[:3])
+    return chain._replace(first=first, transition=transition, emission=emission)
+
+
+def _log_smallest(dtype: tf.DType) -> float:
+    """Logarithm of a number of which three may be multiplied: smoothing multiplies two messages and an emission."""
+    return math.log(np.finfo(dtype.as_numpy_dtype).tiny) / 3.0
+
+
+def _is_plain(chain: _Chain) -> tf.Tensor:
+    """Whether messages may be probabilities in the chain's own dtype, since no transition is too small for that.
+
+    With all entries of the transition at least e (the largest is 1), a message has no entry below e times the largest, and a
+    state of which less is left counts for nothing. What the first step alone makes impossible must leave it something too.
+    """
+    smallest = _log_smallest(chain.first.dtype)
+    beginning = tf.reduce_max(chain.first + chain.emission[0], [-2, -1])
+    return (tf.reduce_min(chain.transition) >= smallest) & tf.reduce_all((beginning >= smallest) | (beginning == -math.inf))
+
+
+def _is_bounded(chain: _Chain, dtype: tf.DType) -> tf.Tensor:
+    """Whether zeros of the transition `[K, K]` leave every state that is possible at a step enough of a probability in `dtype`.
+
+    Where d transitions lead from every state (that leads anywhere) to every other (that can be reached), as d = 2 in BIO, a
+    possible state has at least exp(d (e + r)) / K^d of the mass: e is the smallest possible transition, and r what a step's
+    emissions differ by at most. For the mass is at most K^d times what the heaviest state of d steps before had, and from it a
+    way leads here. Ways of fewer steps than d begin at the first step, or at a known state, the only one its emission lets in.
+    An emission that forbids some states is neither; it is harmless at the last step alone.
+    """
+    num_states = chain.first.shape[-1]
+    impossible = -math.inf
+
+    def smallest(values: tf.Tensor, axis: Any = None) -> tf.Tensor:
+        """Minimum of what is possible, at most 0."""
+        return tf.minimum(tf.reduce_min(tf.where(values > impossible, values, tf.zeros_like(values)), axis), 0.0)
+
+    leads = tf.cast(chain.transition > impossible, tf.float32)
+    depth, ways = tf.constant(math.inf), leads
+    for d in range(1, 5):  # BIOES needs 3
+        is_way = ways > 0.0
+        is_even = tf.reduce_all(is_way == (tf.reduce_any(is_way, 1, keepdims=True) & tf.reduce_any(is_way, 0, keepdims=True)))
+        depth = tf.minimum(depth, tf.where(is_even, float(d), math.inf))
+        ways = tf.matmul(ways, leads)
+    possible = tf.math.count_nonzero(chain.emission > impossible, [-2, -1], dtype=tf.int32)[1:]
+    is_harmless = (possible == num_states) | (possible <= 1)
+    if chain.keep is None:
+        is_last = tf.range(tf.shape(possible)[0])[:, None] == tf.shape(possible)[0] - 1
+    else:
+        keep = chain.keep[1:, :, 0, 0]
+        is_last = ~tf.concat([keep[1:], tf.zeros_like(chain.keep[:1, :, 0, 0])], 0)[: tf.shape(possible)[0]]
+    step = tf.minimum(smallest(chain.emission), smallest(chain.first + chain.emission[0]))
+    step += smallest(chain.transition) - math.log(num_states)
+    bound = depth * tf.cast(step, tf.float32)
+    return tf.reduce_all(is_harmless | is_last) & (bound >= _log_smallest(dtype))
 
 
 def _scaled(problem: _Problem, ring: Any = _LOGS) -> _Problem:
@@ -663,7 +739,7 @@ def _smooth_and_count(problem: _Problem, rank: int, weights: tf.Tensor | None = 
         # a step counts where it is real; a pair where its second step is
         keep = tf.ones_like(forward.log_norm) if chain.keep is None else tf.cast(chain.keep[:, :, 0, 0], smoothed.dtype)
         if weights is not None:
-            keep *= weights
+            keep *= tf.cast(weights, keep.dtype)
         is_constant = rank == 4 and chain.transition.shape[0] == 1
         if ring is _PROBABILITIES and (rank == 2 or is_constant):
             # xi_t = alpha_{t-1} A (b_t beta_t / norm): one product over all pairs
@@ -720,6 +796,57 @@ def viterbi(log_initial: Any, log_transition: Any, log_emission: Any, mask: Any 
     states = tf.transpose(states[:, :, 0])
     states = states if problem.mask is None else fill(states, problem.mask, -1)
     return Path(states, _log_total(problem, _total(log_norm)))
+
+
+def n_best(log_initial: Any, log_transition: Any, log_emission: Any, mask: Any = None, *, num: int) -> Paths:
+    """The `num` paths of the highest scores, by the parallel list Viterbi algorithm: O(T B K^2 num), in sequence.
+
+    Each state keeps the best `num` ways to it, with the way each of them came (Seshadri and Sundberg 1994, sec. III).
+    """
+    checks.at_least(1, num=num)
+    problem = _scaled(_problem(log_initial, log_transition, log_emission, mask, "sequential"), _MAXIMA)
+    chain = problem.chain
+    num_steps, num_rows = tf.unstack(tf.shape(chain.emission)[:2])
+    num_states = chain.first.shape[-1]
+    keep = tf.ones([num_steps, num_rows, 1, 1], tf.bool) if chain.keep is None else chain.keep
+    steps = tf.range(num_steps)
+    absent = tf.fill([num_rows, num_states, num - 1], tf.constant(-math.inf, chain.first.dtype))
+    first = tf.concat([tf.linalg.matrix_transpose(chain.first), absent], -1)  # [B, K, N]
+    same = tf.reshape(tf.range(num_states * num), [num_states, num])
+    columns = tf.linalg.matrix_transpose(chain.transition)  # [..., to, from]
+    is_constant = columns.shape.rank == 2 or columns.shape[0] == 1
+    if not is_constant:  # the first step takes none of them
+        columns = tf.pad(columns, [[1, 0], [0, 0], [0, 0], [0, 0]])
+
+    def advance(message: tf.Tensor, now: tuple) -> tuple:
+        """Scores `[B, K, N]` of the ways to each state; their places `[B, K, N]` among the K N ways of the step before."""
+        step, emission, keep = now
+        matrix = columns if columns.shape.rank == 2 else columns[0 if is_constant else step]
+        ways = matrix[..., None] + message[:, None]  # [B, to, from, N]
+        new, came = tf.math.top_k(tf.reshape(ways, [num_rows, num_states, num_states * num]), num)
+        new = tf.where(step == 0, first, new) + tf.linalg.matrix_transpose(emission)
+        top = tf.reduce_max(new, [-2, -1], keepdims=True)
+        new = tf.where(top > -math.inf, new - top, new)
+        return (
+            tf.where(keep, new, message),
+            (tf.where(keep & (step > 0), came, same), tf.where(keep, top, tf.zeros_like(top))[:, 0, 0]),
+        )
+
+    outputs = (tf.broadcast_to(same, tf.shape(first)), first[:, 0, 0])
+    messages, (came, log_norm) = scan.loop(advance, first, (steps, chain.emission, keep), outputs)
+    score, way = tf.math.top_k(tf.reshape(messages[-1], [num_rows, num_states * num]), num)
+
+    def back(way: tf.Tensor, came: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The way `[B, N]` of a step, as a place among K N, -> that of the step before; its state."""
+        return tf.gather(tf.reshape(came, [num_rows, num_states * num]), way, batch_dims=1), way // num
+
+    states = tf.transpose(scan.loop(back, way, came[::-1], way)[1][::-1], [1, 2, 0])  # [B, N, T]
+    total = tf.where(tf.math.is_finite(score), score + _total(log_norm + problem.offset)[:, None], score)
+    if problem.mask is not None:
+        states = fill(states, tf.repeat(problem.mask[:, None], num, 1), -1)
+        only = tf.where(tf.range(num) == 0, tf.zeros_like(total), tf.constant(-math.inf, total.dtype))
+        total = tf.where(problem.mask[:, :1], total, only)  # an empty row has one path, of no steps
+    return Paths(tf.where((total > -math.inf)[..., None], states, -1), total)
 
 
 def sample(

@@ -1,0 +1,367 @@
+"""What models that read tokens or frames share: text to ids in the graph, embeddings, labels, vocabularies from data."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import tensorflow as tf
+
+from tfseq import checks
+from tfseq.layers.characters import Characters, alphabet_of
+from tfseq.layers.embedding import TokenEmbedding
+from tfseq.layers.text import Text, Unit, as_texts, count_tokens, learn_pieces, static_table, vocabulary_of
+from tfseq.models.base import Batch, SequenceModel
+from tfseq.ops.masking import pad
+
+UNKNOWN_LABEL = -1  # of a label that is not given, "" as a string
+_NEVER_SEEN = -2
+
+_LABELS_KNOWN = (
+    "`y` must hold labels that were seen in training; a batch of the stream holds others. "
+    "`model.as_batch(batch)` names the first."
+)
+_TARGETS_KNOWN = (
+    "`target` must hold symbols that were seen in training; a batch of the stream holds others. "
+    "`model.as_batch(batch)` names the first."
+)
+
+
+class Reader(SequenceModel):
+    """A model whose x are tokens (strings or ids `[B, T]`, or raw texts `[B]`) or real-valued frames `[B, T, D]`.
+
+    Strings become ids inside the graph, where it trains and where it is served, by the same operations. A subclass calls
+    `read_tokens` (or `read_frames`) in its constructor, and `read_labels` where it has labels.
+    """
+
+    has_kl = False
+    optional: ClassVar[frozenset[str]] = frozenset({"characters", "y", "target", "target_mask"})
+    labels: tuple[str, ...] = ()
+    rules = (_LABELS_KNOWN, _TARGETS_KNOWN)
+
+    # Construction --------------------------------------------------------------------------------------------------
+
+    def read_tokens(
+        self,
+        vocabulary: Sequence[str],
+        unit: Unit,
+        lowercase: bool,
+        embedding_dim: int,
+        *,
+        token_dropout: float = 0.0,
+        row_dropout: float = 0.0,
+        characters: Literal["cnn", "lstm"] | None = None,
+        alphabet: Sequence[str] = (),
+        character_dim: int = 25,
+        character_units: int = 50,
+        extra_ids: int = 0,
+    ) -> None:
+        """The layers that turn tokens into vectors; `extra_ids` are added after those of the vocabulary."""
+        self.text: Any = Text(vocabulary, unit, lowercase, name="text")
+        self.embedding = TokenEmbedding(self.text.size + extra_ids, embedding_dim, token_dropout, row_dropout, name="embedding")
+        self.characters: Any = None
+        self.feature_dim = 0
+        if characters is not None:
+            self.characters = Characters(alphabet, character_dim, character_units, characters, name="characters")
+            self._spelling = self.characters.split(tf.constant(["", *vocabulary])).numpy()
+
+    def read_frames(self, feature_dim: int) -> None:
+        """Frames `[B, T, feature_dim]` are read as they are."""
+        checks.at_least(1, feature_dim=feature_dim)
+        self.text, self.characters, self.feature_dim = None, None, feature_dim
+
+    def read_labels(self, labels: Sequence[str], name: str) -> None:
+        """The names of classes; `name` is that of the argument, for errors."""
+        if isinstance(labels, str) or not all(isinstance(a, str) and a for a in labels) or len(set(labels)) < len(labels):
+            raise ValueError(f"`{name}` must be different strings that are not empty; received {list(labels)[:10]}.")
+        if len(labels) < 2:
+            raise ValueError(f"`{name}` must name at least 2 classes; received {list(labels)}. Is this the column of labels?")
+        self.labels = tuple(labels)
+        keys, places = ["", *labels], np.arange(-1, len(labels))
+        with tf.init_scope():
+            self._labels = static_table(keys, places, _NEVER_SEEN)
+            self._label_names = tf.constant(list(labels))
+
+    @classmethod
+    def text_arguments(cls, data: Any, hyperparameters: Mapping[str, Any], field: str = "x") -> dict[str, Any]:
+        """The vocabulary (and alphabet) of a data set's tokens, or `feature_dim` of its frames."""
+        items = getattr(data, field)
+        if not is_text(items):
+            arrays = [np.asarray(a) for a in items]
+            if arrays[0].dtype.kind in "iu":  # ids: 0 is that of unknown tokens
+                return {"vocabulary": [str(k) for k in range(1, 1 + max(int(a.max(initial=0)) for a in arrays))]}
+            return {"feature_dim": int(arrays[0].shape[-1])}
+        unit, lowercase = (hyperparameters.get(name, cls.hyperparameters()[name].default) for name in ("unit", "lowercase"))
+        most = hyperparameters.get("max_vocabulary", cls.hyperparameters()["max_vocabulary"].default)
+        least = hyperparameters.get("min_count", cls.hyperparameters()["min_count"].default)
+        if unit == "subwords":
+            words = count_tokens(tokens_of(items, cutter("words")), lowercase)
+            return {"vocabulary": learn_pieces(words, most or 8000)}
+        tokens = tokens_of(items, cutter(unit))
+        found = {"vocabulary": vocabulary_of(tokens, max_size=most, min_count=least, lowercase=lowercase)}
+        if not found["vocabulary"]:
+            raise ValueError(f"`min_count` = {least} leaves no token of {sum(map(len, tokens))} in the vocabulary.")
+        if "alphabet" in cls.hyperparameters():
+            found["alphabet"] = alphabet_of(set().union(*(set(a.tolist()) for a in tokens)))
+        return found
+
+    @classmethod
+    def as_dataset(cls, data: Any) -> Any:
+        """As of `SequenceModel`; x may be raw texts, and labels may be strings."""
+        if hasattr(data, "x"):
+            return data
+        data = dict(data) if isinstance(data, Mapping) else {"x": data}
+        if is_raw(data.get("x")) or is_raw(data.get("target")):
+            fields = ("x", "y", "target")
+            return types.SimpleNamespace(**{f: list(data[f]) if data.get(f) is not None else None for f in fields})
+        return SequenceModel.as_dataset(data)
+
+    def vectors_from(self, matrix: np.ndarray, found: np.ndarray) -> Self:
+        """Starts the rows of the embedding that were `found` `[V - 1]` from `matrix` `[V - 1, E]`, in the vocabulary's order."""
+        table = self.embedding.table.numpy()
+        if matrix.shape != (self.text.size - 1, table.shape[1]):
+            raise ValueError(
+                f"`matrix` must have a row for each of the {self.text.size - 1} tokens of the vocabulary and `embedding_dim` = "
+                f"{table.shape[1]} columns; received shape {list(matrix.shape)}. Is the file of another size?"
+            )
+        rows = 1 + np.flatnonzero(found)
+        table[rows] = matrix[found]
+        self.embedding.table.assign(table)
+        return self
+
+    # Batches -------------------------------------------------------------------------------------------------------
+
+    def batch_spec(self) -> dict[str, tf.TensorSpec]:
+        if self.text is None:
+            return {"x": tf.TensorSpec([None, None, self.feature_dim], tf.float32)}
+        spec = {"x": tf.TensorSpec([None, None], tf.int32)}
+        if self.characters is not None:
+            spec["characters"] = tf.TensorSpec([None, None, None], tf.int32)
+        return spec
+
+    def check_values(self, x: np.ndarray) -> None:
+        if self.text is not None and ((x < 0) | (x >= self.embedding.size)).any():
+            place = tuple(int(i) for i in np.argwhere((x < 0) | (x >= self.embedding.size))[0])
+            raise ValueError(
+                f"`x` must be ids from 0 to {self.embedding.size - 1} everywhere; received {x[place]} at index {place}. "
+                "Is the vocabulary another one?"
+            )
+
+    def in_support(self, x: tf.Tensor) -> tf.Tensor:
+        return (x >= 0) & (x < self.embedding.size) if self.text is not None else tf.ones_like(x, tf.bool)
+
+    def kept_rules(self, batch: Batch) -> list[tf.Tensor]:
+        rules = []
+        for name, num in (("y", len(self.labels)), ("target", self.num_targets)):
+            known = tf.constant(True)
+            if name in batch:
+                known = (batch[name] >= UNKNOWN_LABEL) & (batch[name] < num)
+                if name == "target":
+                    known |= ~batch["target_mask"]
+                elif name not in self.unaligned:
+                    known |= ~batch["mask"]
+            rules.append(known)
+        return rules
+
+    num_targets = 2**31 - 1
+    """How many symbols a target may have."""
+
+    def prepare(self, data: Any) -> Any:
+        """A data set with its texts cut into tokens."""
+        cut = {name: self.cut(name, getattr(data, name)) for name in ("x", "target") if is_text(getattr(data, name, None))}
+        return dataclasses.replace(data, **cut) if cut else data
+
+    def cut(self, name: str, items: Any) -> list[np.ndarray]:
+        """Texts, or arrays of tokens, of x or target as arrays of tokens `[T_i]`."""
+        text = self.text if name == "x" else self.target_text
+        if text is None:
+            raise ValueError(
+                f"`{name}` must be frames [B, T, {self.feature_dim}] for this {type(self).__name__}; received strings. "
+                "It was made for real-valued data."
+            )
+        return tokens_of(items, text)
+
+    @property
+    def target_text(self) -> Any:
+        """What cuts raw targets into tokens."""
+        return self.text
+
+    def encode(self, batch: Batch) -> Batch:
+        x = batch["x"]
+        if x.dtype == tf.string:
+            batch = dict(batch)
+            if x.shape.rank == 1:
+                x, batch["mask"] = self.tokenize(x)
+            batch["x"] = self.text.to_ids(x)
+            if self.characters is not None:
+                batch["characters"] = self.characters.split(x)
+        if "y" in batch and batch["y"].dtype == tf.string:
+            batch = {**batch, "y": tf.cast(self._labels.lookup(batch["y"]), tf.int32)}
+        return self.encode_target(batch) if "target" in batch and batch["target"].dtype == tf.string else batch
+
+    def encode_target(self, batch: Batch) -> Batch:
+        """The same of a target of strings."""
+        return batch
+
+    def tokenize(self, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """What `cut` does to x, inside a graph: text `[B]` -> tokens and mask `[B, T]`."""
+        return self.text.tokenize(text)
+
+    def as_batch(self, data: Any) -> Batch:
+        """As of `SequenceModel`; x may be a text, a list of texts, or (lists of) tokens, labels and targets strings too."""
+        if hasattr(data, "x"):
+            data = {n: getattr(data, n, None) for n in ("x", "y", "target")}
+        data = dict(data) if isinstance(data, Mapping) else {"x": data}
+        data = {name: _numpy(value) for name, value in data.items() if value is not None}
+        specs = self.batch_spec()
+        for name in ("y", "target"):
+            if name not in specs:
+                data.pop(name, None)
+        for name in {"x", "target"} & set(data):
+            if is_text(data[name]) and not (isinstance(data[name], np.ndarray) and data[name].ndim == 2):
+                data[name] = self.cut(name, data[name])
+            if name == "target" or is_text(data[name]):
+                data |= _padded(name, data[name], data.get("mask" if name == "x" else f"{name}_mask"))
+        encoded = self.encode(
+            {n: _tensor(data[n]) for n in ("x", "y", "target") if n in data and is_text(data[n])} | _any_x(data)
+        )
+        for name, value in encoded.items():
+            if name in ("y", "target") and (value.numpy() == _NEVER_SEEN).any():
+                self._complain(name, data[name], value.numpy() == _NEVER_SEEN)
+            if name != "x" or is_text(data["x"]):
+                data[name] = value.numpy()
+        batch = super().as_batch(data)
+        for name, num in (("y", len(self.labels)), ("target", self.num_targets)):
+            if name in batch:
+                real = batch[f"{name}_mask"] if name == "target" else batch["mask"] if name not in self.unaligned else True
+                wrong = real & ((batch[name] < UNKNOWN_LABEL) | (batch[name] >= num))
+                if wrong.any():
+                    raise ValueError(
+                        f"`{name}` must be from 0 to {num - 1}, or -1 where not known; received {batch[name][wrong][0]}."
+                    )
+        return batch
+
+    def _complain(self, name: str, given: Any, wrong: np.ndarray) -> None:
+        place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        known = self.labels if name == "y" else ()
+        raise ValueError(
+            f"`{name}` must hold labels that were seen in training{f', {list(known)[:20]}' if known else ''}; received "
+            f"{str(np.asarray(given)[place])!r} at index {place}. Is this another column or data set?"
+        )
+
+    # Networks ------------------------------------------------------------------------------------------------------
+
+    def read(self, batch: Batch, seed: tf.Tensor | None = None, common_seed: tf.Tensor | None = None) -> tf.Tensor:
+        """What a network is given of a batch: `[T, B, F]`, time first, in its compute dtype."""
+        if self.text is None:
+            return tf.cast(tf.transpose(batch["x"], [1, 0, 2]), self.compute_dtype)
+        ids = tf.transpose(batch["x"])
+        vectors = self.embedding(ids, seed=seed, common_seed=common_seed)
+        if self.characters is None:
+            return vectors
+        spelt = batch.get("characters")
+        spelt = tf.gather(tf.constant(self._spelling), ids) if spelt is None else tf.transpose(spelt, [1, 0, 2])
+        return tf.concat([vectors, self.characters(spelt)], -1)
+
+    def common_seed(self) -> tf.Tensor:
+        """A seed `[1, 2]` of this training step, which all rows and replicas share."""
+        from tfseq.ops import random
+
+        return random.derive(self.seed.value[None], self.step.value)
+
+    def known_ids(self, ids: tf.Tensor) -> tf.Tensor:
+        """Ids as they are, 0 in the place of those that do not exist."""
+        return tf.where((ids >= 0) & (ids < self.text.size), ids, tf.zeros_like(ids))
+
+    def label_names(self, labels: tf.Tensor) -> tf.Tensor:
+        """Labels int32 -> their names, "" for -1."""
+        names = tf.gather(self._label_names, tf.maximum(labels, 0))
+        return tf.where(labels >= 0, names, "")
+
+
+def cutter(unit: Unit) -> Text:
+    """What cuts texts into tokens, whatever they are."""
+    return Text(["a"], unit)
+
+
+def is_raw(value: Any) -> bool:
+    """Whether these are raw texts, one string a sequence."""
+    if isinstance(value, str | bytes):
+        return True
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1 and value.dtype.kind in "USO" and (not len(value) or isinstance(value[0], str | bytes))
+    return isinstance(value, Sequence) and len(value) > 0 and isinstance(value[0], str | bytes)
+
+
+def is_text(value: Any) -> bool:
+    """Whether these are strings, raw or tokens."""
+    if is_raw(value):
+        return True
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "US" or (value.dtype.kind == "O" and value.size > 0 and isinstance(value.flat[0], str | bytes))
+    if not isinstance(value, Sequence):
+        return False
+    kinds = {np.asarray(a).dtype.kind for a in value if np.size(a)}
+    return bool(kinds) and kinds <= set("USO")
+
+
+def tokens_of(items: Any, text: Text) -> list[np.ndarray]:
+    """Raw texts (or token arrays, as they are) as arrays of tokens `[T_i]`."""
+    if not is_raw(items):
+        return [np.asarray(a, str) if np.size(a) else np.zeros(0, "<U1") for a in items]
+    if isinstance(items, str | bytes):
+        items = [items]
+    found: list[np.ndarray] = []
+    for begin in range(0, len(items), 1000):  # some at a time: a padded table of all would be large
+        tokens, mask = text.tokenize(as_texts(list(items[begin : begin + 1000]), "x"))
+        for row, length in zip(tokens.numpy(), mask.numpy().sum(1), strict=True):
+            found.append(np.array([token.decode() for token in row[:length]]) if length else np.zeros(0, "<U1"))
+    return found
+
+
+def _padded(name: str, value: Any, mask: Any) -> dict[str, Any]:
+    """Lists of arrays as one right-padded array, and its mask."""
+    key = "mask" if name == "x" else f"{name}_mask"
+    if isinstance(value, np.ndarray) and value.ndim >= 2:
+        return {name: value, key: np.ones(value.shape[:2], bool) if mask is None else np.asarray(mask)}
+    arrays = [np.asarray(a) for a in value]
+    arrays = [a if a.size else np.zeros(0, arrays[0].dtype if arrays[0].size else "<U1") for a in arrays]
+    lengths = np.array([len(a) for a in arrays])
+    padded = pad([a.astype(str) for a in arrays] if is_text(value) else arrays)
+    if not padded.shape[1]:
+        padded = np.zeros([len(arrays), 1], padded.dtype)
+    return {name: padded, key: np.arange(padded.shape[1]) < lengths[:, None]}
+
+
+def _tensor(value: Any) -> tf.Tensor:
+    """Strings as a tensor; labels of steps in lists are padded."""
+    is_whole = isinstance(value, np.ndarray) or is_raw(value)
+    return tf.constant(np.asarray(value) if is_whole else pad([np.asarray(a, str) for a in value]))
+
+
+def _numpy(value: Any) -> Any:
+    """Tensors as arrays, and arrays of bytes, which string tensors become, as arrays of str."""
+    value = value.numpy() if tf.is_tensor(value) else value
+    is_bytes = isinstance(value, np.ndarray) and value.dtype.kind in "OS" and value.size and isinstance(value.flat[0], bytes)
+    if not is_bytes:
+        return value
+    return np.array([text.decode("utf-8", "replace") for text in value.flat]).reshape(value.shape)
+
+
+def _any_x(data: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+    """x as it is, where it is no string: `encode` wants one."""
+    return {} if is_text(data["x"]) else {"x": tf.zeros([])}
+
+
+def classes_of(items: Iterable[Any]) -> list[str]:
+    """The different labels of a data set, sorted; ints as their decimal digits, and "" and -1 left out."""
+    found: set[Any] = set()
+    for item in items:
+        found.update(np.unique(np.asarray(item)).tolist())
+    numbers = {a for a in found if isinstance(a, int)}
+    if numbers:
+        return [str(k) for k in range(max(numbers) + 1)]
+    return sorted(found - {""})

@@ -1,0 +1,408 @@
+"""Sequence tagger: a label for each token, or a transcription, by a recurrent network with a softmax, CRF or CTC head.
+
+The network: e_t = [embedding of token t, features of its characters], h = stack(e) with each layer in both directions, scores
+s_t = W h_t + b. The head makes of scores:
+
+- softmax: p(y | x) = prod_t softmax(s_t)[y_t];
+- CRF (Lafferty et al. 2001; Huang et al. 2015; Lample et al. 2016): p(y | x) of the whole sequence, see `layers/crf.py`;
+- CTC (Graves et al. 2006): p(symbols | x) where nothing says which step a symbol belongs to, see `layers/ctc.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfseq import checks, schemes
+from tfseq.layers import ctc
+from tfseq.layers.crf import CRF, Ranking
+from tfseq.layers.recurrent import Cell, RecurrentStack
+from tfseq.layers.text import Unit
+from tfseq.models.base import FROM_DATA, Batch, Endpoint, Terms, graph
+from tfseq.models.reader import UNKNOWN_LABEL, Reader, classes_of, cutter, is_text, tokens_of
+from tfseq.ops import entities
+from tfseq.ops.masking import fill, lengths_to_mask
+
+
+class Tags(NamedTuple):
+    """The tags of each token `[B, T]` int32, -1 at padded steps, and the probability of each, `[B, T]`, 0 there."""
+
+    tags: tf.Tensor
+    score: tf.Tensor
+
+
+class Entity(NamedTuple):
+    """An entity: its type, its first token and the one after its last, and the probability of exactly it."""
+
+    kind: str
+    start: int
+    stop: int
+    prob: float
+
+
+@keras.saving.register_keras_serializable("tfseq")
+class SequenceTagger(Reader):
+    """Tags `[B, T]` of tokens or frames: p(y | x) of a deep bidirectional network, trained on its log-likelihood.
+
+    >>> import numpy as np, tfseq
+    >>> sentences = [np.array(["Ann", "met", "Bo"]), np.array(["Bo", "left"])]
+    >>> tags = [np.array(["B-PER", "O", "B-PER"]), np.array(["B-PER", "O"])]
+    >>> data = tfseq.Sequences(sentences, y=tags)
+    >>> model = tfseq.SequenceTagger.from_data(data, units=[16], embedding_dim=8, head="crf")
+    >>> model.compile("adam")
+    >>> history = model.fit(data, epochs=2, verbose=0)
+    >>> model.predict_tags(["Bo met Ann."]).tags.shape  # text is cut into tokens in the graph
+    TensorShape([1, 4])
+
+    Args:
+        vocabulary: tokens that have a vector of their own; all others share one.
+        tags: names of the tags (of the symbols with `head="ctc"`).
+        alphabet: characters that have a vector of their own.
+        feature_dim: D of real-valued frames, which take the place of tokens.
+        unit: what a token of a raw text is.
+        lowercase: look tokens up in lower case; their characters keep their case.
+        min_count: how often a token must stand in the training data to have a vector; read by `from_data`.
+        max_vocabulary: number of tokens at most, the most frequent; read by `from_data`.
+        embedding_dim: size of a token's vector.
+        characters: features of a token's characters, by a convolution or an LSTM; None for none.
+        character_dim: size of a character's vector.
+        character_units: number of these features.
+        units: size of each recurrent layer, in each direction.
+        cell: `"rnn"`, `"gru"` or `"lstm"`.
+        bidirectional: read from both ends.
+        backward_units: sizes of the backward direction; those of the forward one by default.
+        dropout: share of each layer's input, and of the last output, dropped in training, at all steps alike.
+        recurrent_dropout: the same of the state.
+        zoneout: share of the state's units that stay as they were.
+        token_dropout: share of tokens that are unknown in training.
+        residual: add a layer's input to its output where they have one size.
+        layer_norm: normalise each layer's input.
+        head: `"softmax"`, `"crf"` or `"ctc"`.
+        scheme: `"bio"`, `"iob1"` or `"bioes"` where tags mark entities, `"none"` where not; `"auto"` reads it off the tags.
+            With it, a CRF gives what the scheme forbids probability zero, and validation selects by entity F1.
+        constrained: whether a CRF does so.
+    """
+
+    def __init__(
+        self,
+        *,
+        tags: Annotated[list[str], FROM_DATA],
+        vocabulary: Annotated[list[str], FROM_DATA] = (),  # type: ignore[assignment]
+        alphabet: Annotated[list[str], FROM_DATA] = (),  # type: ignore[assignment]
+        feature_dim: Annotated[int, FROM_DATA] = 0,
+        unit: Unit = "words",
+        lowercase: bool = False,
+        min_count: int = 1,
+        max_vocabulary: int | None = None,
+        embedding_dim: int = 100,
+        characters: Literal["cnn", "lstm"] | None = "cnn",
+        character_dim: int = 25,
+        character_units: int = 50,
+        units: list[int] = (200, 200),  # type: ignore[assignment]
+        cell: Cell = "lstm",
+        bidirectional: bool = True,
+        backward_units: list[int] | None = None,
+        dropout: float = 0.3,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        token_dropout: float = 0.05,
+        residual: bool = False,
+        layer_norm: bool = False,
+        head: Literal["softmax", "crf", "ctc"] = "softmax",
+        scheme: Literal["auto", "bio", "iob1", "bioes", "none"] = "auto",
+        constrained: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        checks.choice("head", head, ("softmax", "crf", "ctc"))
+        checks.choice("scheme", scheme, ("auto", *schemes.SCHEMES, "none"))
+        checks.at_least(1, min_count=min_count)
+        self.read_labels(tags, "tags")
+        self.tags, self.head, self.constrained = self.labels, head, constrained
+        if feature_dim:
+            self.read_frames(feature_dim)
+        else:
+            self.read_tokens(
+                vocabulary, unit, lowercase, embedding_dim, token_dropout=token_dropout, characters=characters, alphabet=alphabet,
+                character_dim=character_dim, character_units=character_units,
+            )  # fmt: skip
+        self.stack = RecurrentStack(
+            units,
+            cell,
+            bidirectional,
+            backward_units,
+            dropout,
+            recurrent_dropout,
+            0.0,
+            zoneout,
+            residual,
+            layer_norm,
+            name="stack",
+        )
+        self.float_dtype = keras.config.dtype_policy().variable_dtype
+        self.output_layer = keras.layers.Dense(len(tags) + (head == "ctc"), dtype=self.float_dtype, name="scores")
+        self.scheme, self.tables, self.crf = None, None, None
+        if head == "ctc":
+            self.unaligned = frozenset({"target", "target_mask"})
+            self.num_targets, self._symbols = len(tags), cutter("characters")
+            self.add_ratio("error_rate")
+            self.monitor = "error_rate"
+        else:
+            self.scheme = schemes.scheme_of(tags) if scheme == "auto" else None if scheme == "none" else scheme
+            self.add_ratio("accuracy")
+            self.monitor, self.higher_is_better = "accuracy", True
+            if self.scheme is not None:
+                self.tables = schemes.tables(tags, self.scheme)
+                self.add_ratio("entity_f1")
+                self.monitor = "entity_f1"
+        if head == "crf":
+            allowed = schemes.constraints(tags, self.scheme) if self.scheme is not None and constrained else None
+            self.crf = CRF(len(tags), allowed, name="crf")
+        self.create_weights()
+
+    @property
+    def convention(self) -> str:
+        return {
+            "accuracy": "share of tokens tagged right, higher is better",
+            "entity_f1": "F1 of exact entities, micro average, higher is better",
+            "error_rate": "edits per symbol of the transcription, lower is better",
+        }[self.monitor]
+
+    @classmethod
+    def from_data(cls, dataset: Any, **hyperparameters: Any) -> Self:
+        """A tagger whose vocabulary, alphabet and tags are those of a data set with tokens or texts (or frames) x and labels y.
+
+        Args:
+            dataset: `Sequences`, or as `fit` takes it. With `head="ctc"` it has a `target`, whose symbols are the tags.
+            **hyperparameters: those of the constructor.
+        """
+        data = cls.as_dataset(dataset)
+        is_ctc = hyperparameters.get("head") == "ctc"
+        labels = getattr(data, "target" if is_ctc else "y", None)
+        if labels is None:
+            name, what = ("target", "its transcription") if is_ctc else ("y", "a label for each step")
+            raise ValueError(f"`dataset` must have `{name}`, {what}, for a tagger with this head; received none.")
+        if is_ctc and is_text(labels):
+            labels = tokens_of(labels, cutter("characters"))
+        return cls(**{**cls.text_arguments(data, hyperparameters), "tags": classes_of(labels), **hyperparameters})
+
+    @classmethod
+    def tiny(cls, **hyperparameters: Any) -> Self:
+        settings = {
+            "vocabulary": ["on", "off"], "alphabet": list("fno"), "tags": ["A", "B", "C"], "embedding_dim": 4, "character_dim": 3,
+            "character_units": 4, "units": [5], "dropout": 0.1,
+        }  # fmt: skip
+        return cls(**{**settings, **hyperparameters})
+
+    def batch_spec(self) -> dict[str, tf.TensorSpec]:
+        labels = {"y": tf.TensorSpec([None, None], tf.int32)}
+        if self.head == "ctc":
+            labels = {"target": tf.TensorSpec([None, None], tf.int32), "target_mask": tf.TensorSpec([None, None], tf.bool)}
+        return {**super().batch_spec(), **labels}
+
+    @property
+    def target_text(self) -> Any:
+        return self._symbols if self.head == "ctc" else self.text
+
+    def encode_target(self, batch: Batch) -> Batch:
+        target, mask = batch["target"], batch.get("target_mask")
+        if target.shape.rank == 1:
+            target, mask = self._symbols.tokenize(target)
+        ids = tf.cast(self._labels.lookup(target), tf.int32)
+        return {**batch, "target": ids} | ({} if mask is None else {"target_mask": mask})
+
+    # The network ---------------------------------------------------------------------------------------------------
+
+    def scores(self, batch: Batch, training: bool = False) -> tf.Tensor:
+        """Scores of the tags of a complete batch, `[B, T, K]` (K + 1 with the blank of CTC)."""
+        seed = batch["seed"] if training else None
+        hidden, _ = self.stack(self.read(batch, seed), mask=tf.transpose(batch["mask"]), seed=seed, memory_gradient=False)
+        return tf.transpose(self.output_layer(tf.cast(hidden, self.float_dtype)), [1, 0, 2])
+
+    def terms(self, batch: Batch, training: bool = False) -> Terms:
+        scores, mask = self.scores(batch, training), batch["mask"]
+        if self.head == "ctc":
+            return self._transcription_terms(scores, batch, training)
+        y = batch.get("y")
+        y = tf.fill(tf.shape(mask), UNKNOWN_LABEL) if y is None else fill(y, mask, UNKNOWN_LABEL)
+        known = y >= 0
+        if self.crf is not None:
+            log_lik = self.crf.log_prob(scores, y, mask)
+        else:
+            chosen = tf.gather(tf.nn.log_softmax(scores), tf.maximum(y, 0), batch_dims=2)
+            log_lik = fill(chosen, known)
+        ratios = {} if training else self._ratios(self._best(scores, mask), y, known)
+        return Terms(log_lik, tf.zeros_like(log_lik), known, ratios=ratios)
+
+    def _ratios(self, best: tf.Tensor, y: tf.Tensor, known: tf.Tensor) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
+        right = tf.math.count_nonzero(known & (best == y), dtype=tf.int32)
+        found = {"accuracy": (right, tf.math.count_nonzero(known, dtype=tf.int32))}
+        if self.tables is not None:
+            correct, predicted, gold = (tf.reduce_sum(a) for a in entities.counts(y, fill(best, known, -1), known, self.tables))
+            found["entity_f1"] = (2 * correct, predicted + gold)  # 2 P R / (P + R)
+        return found
+
+    def _transcription_terms(self, scores: tf.Tensor, batch: Batch, training: bool) -> Terms:
+        mask, given = batch["mask"], "target" in batch
+        target = batch["target"] if given else tf.zeros_like(mask[:, :1], tf.int32)
+        target_mask = batch["target_mask"] if given else tf.zeros_like(mask[:, :1])
+        log_lik = ctc.log_prob(scores, mask, fill(target, target_mask), target_mask)
+        ratios = {}
+        if not training:
+            found, found_mask, _ = ctc.greedy(scores, mask)
+            edits = edit_distance(found, found_mask, target, target_mask)
+            ratios["error_rate"] = (tf.reduce_sum(edits), tf.math.count_nonzero(target_mask, dtype=tf.int32))
+        return Terms(log_lik, tf.zeros_like(log_lik), target_mask, ratios=ratios)
+
+    def _best(self, scores: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        """The most probable tags `[B, T]`, -1 at padded steps."""
+        if self.crf is not None:
+            return self.crf.decode(scores, mask).states
+        return fill(tf.argmax(scores, -1, tf.int32), mask, -1)
+
+    def _marginals(self, scores: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        if self.crf is not None:
+            return self.crf.marginals(scores, mask)
+        return fill(tf.nn.softmax(scores), mask)
+
+    # What users call -----------------------------------------------------------------------------------------------
+
+    def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
+        """p(y_t | x) of a batch, `[B, T, K]`, zero at padded steps: what `predict` returns."""
+        batch = self.complete(batch)
+        return self._marginals(self.scores(batch), batch["mask"])
+
+    def predict_tags(self, data: Any, mask: Any = None) -> Tags:
+        """The most probable tags of texts, tokens, ids or frames, and the probability of each tag (its marginal).
+
+        Args:
+            data: a list of texts, lists of tokens, ids `[B, T]`, frames `[B, T, D]`, or a batch.
+            mask: `[B, T]`, True where a step is real.
+        """
+        self._has_tags()
+        return Tags(*self._predict_tags(self.given(data, mask)))
+
+    @graph
+    def _predict_tags(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        scores, mask = self.scores(batch), batch["mask"]
+        best = self._best(scores, mask)
+        probs = tf.gather(self._marginals(scores, mask), tf.maximum(best, 0), batch_dims=2)
+        return best, fill(probs, mask)
+
+    def marginals(self, data: Any, mask: Any = None) -> tf.Tensor:
+        """p(y_t | x) `[B, T, K]`, exact; zero at padded steps."""
+        self._has_tags()
+        return self._graph_marginals(self.given(data, mask))
+
+    @graph
+    def _graph_marginals(self, batch: Batch) -> tf.Tensor:
+        return self._marginals(self.scores(batch), batch["mask"])
+
+    def n_best(self, data: Any, num: int = 5, mask: Any = None) -> Ranking:
+        """The `num` most probable tag sequences of a CRF: tags `[B, num, T]`, scores and log-probabilities `[B, num]`."""
+        if self.crf is None:
+            raise ValueError(f"`n_best` is for head='crf'; this tagger has head={self.head!r}.")
+        checks.at_least(1, num=num)
+        batch = self.given(data, mask)
+        return self.crf.n_best(self.scores(batch), batch["mask"], num)
+
+    def entities(self, data: Any, mask: Any = None) -> list[list[Entity]]:
+        """The entities of each row of the most probable tags, with the probability of each.
+
+        With a CRF that is the probability of exactly this span and type under all tag sequences; with a softmax head, whose tags
+        are independent given x, the product of the tags' probabilities.
+        """
+        if self.tables is None:
+            raise ValueError(f"The tags {list(self.tags)[:10]} mark no entities, so there are none to find.")
+        batch = self.given(data, mask)
+        tags, score = (a.numpy() for a in self._predict_tags(batch))
+        probs = None
+        if self.crf is not None:
+            probs = self.crf.entity_probs(self.scores(batch), tags, batch["mask"], tables=self.tables).numpy()
+        found: list[list[Entity]] = []
+        for i, row in enumerate(tags):
+            names = [self.tags[k] for k in row if k >= 0]
+            found.append(
+                [
+                    Entity(kind, start, stop, float(score[i, start:stop].prod() if probs is None else probs[i, start]))
+                    for kind, start, stop in schemes.entities(names, str(self.scheme))
+                ]
+            )
+        return found
+
+    def transcribe(self, data: Any, mask: Any = None) -> list[str]:
+        """The symbols of each row by the best path of CTC, joined."""
+        if self.head != "ctc":
+            raise ValueError(f"`transcribe` is for head='ctc'; this tagger has head={self.head!r}.")
+        text, _ = self._transcribe(self.given(data, mask))
+        return [t.decode() for t in text.numpy()]
+
+    @graph
+    def _transcribe(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        symbols, found, score = ctc.greedy(self.scores(batch), batch["mask"])
+        return tf.strings.reduce_join(tf.where(found, self.label_names(symbols), ""), 1), score
+
+    def _has_tags(self) -> None:
+        if self.head == "ctc":
+            raise ValueError("A tagger with head='ctc' has no tags of steps; `transcribe` gives its symbols.")
+
+    def decode(self, data: Any) -> dict[str, np.ndarray]:
+        """What `tfseq predict` writes of a batch: the tag of each step, and its probability; or the transcription of each row."""
+        batch = self.given(data)
+        if self.head == "ctc":
+            text, score = self._transcribe(batch)
+            return {"text": np.array([t.decode() for t in text.numpy()]), "log_prob": score.numpy()}
+        tags, score = self._predict_tags(batch)
+        names = np.array([*self.tags, ""])
+        return {"tag": names[tags.numpy()], "score": score.numpy()}
+
+    # Serving -------------------------------------------------------------------------------------------------------
+
+    def endpoints(self, num_samples: int = 16, num_particles: int = 256) -> dict[str, Endpoint]:
+        """`serving_default` of texts (of frames where it reads them), and `ids` of token ids."""
+        if self.text is None:
+            specs = [tf.TensorSpec([None, None, self.feature_dim], tf.float32, "x"), tf.TensorSpec([None], tf.int32, "lengths")]
+            return {"serving_default": (self._serve_frames, specs)}
+        of_ids = [tf.TensorSpec([None, None], tf.int32, "token_ids"), tf.TensorSpec([None], tf.int32, "lengths")]
+        return {
+            "serving_default": (self._serve_text, [tf.TensorSpec([None], tf.string, "text")]),
+            "ids": (self._serve_ids, of_ids),
+        }
+
+    def _served(self, x: tf.Tensor, lengths: tf.Tensor) -> Batch:
+        return self.complete(
+            {"x": x, "mask": lengths_to_mask(lengths, tf.shape(x)[1]), "seed": tf.zeros([tf.shape(x)[0], 2], tf.int32)}
+        )
+
+    def _serve_frames(self, x: tf.Tensor, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
+        batch = self._served(x, lengths)
+        if self.head == "ctc":
+            text, score = self._transcribe(batch)
+            return {"text": text, "log_prob": score}
+        tags, score = self._predict_tags(batch)
+        return {"tag_ids": tags, "tags": self.label_names(tags), "score": score}
+
+    def _serve_ids(self, token_ids: tf.Tensor, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
+        tags, score = self._predict_tags(self._served(self.known_ids(token_ids), lengths))
+        return {"tag_ids": tags, "score": score}
+
+    def _serve_text(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        tokens, mask = self.text.tokenize(text)
+        seed = tf.zeros([tf.shape(tokens)[0], 2], tf.int32)
+        tags, score = self._predict_tags(self.complete({"x": tokens, "mask": mask, "seed": seed}))
+        length = tf.reduce_sum(tf.cast(mask, tf.int32), 1)
+        return {"tokens": tokens, "tags": self.label_names(tags), "score": score, "length": length}
+
+
+def edit_distance(a: tf.Tensor, a_mask: tf.Tensor, b: tf.Tensor, b_mask: tf.Tensor) -> tf.Tensor:
+    """Insertions, deletions and substitutions from a `[B, L]` to b `[B, M]`, each int32 with its mask: `[B]` float32."""
+
+    def sparse(values: tf.Tensor, mask: tf.Tensor) -> tf.SparseTensor:
+        places = tf.where(mask)
+        shape = tf.cast(tf.shape(values), tf.int64)
+        return tf.SparseTensor(places, tf.gather_nd(values, places), tf.stack([shape[0], tf.maximum(shape[1], 1)]))
+
+    return tf.edit_distance(sparse(a, a_mask), sparse(b, b_mask), normalize=False)
