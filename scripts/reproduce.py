@@ -1,11 +1,13 @@
 #!/usr/bin/env python
 """Long runs whose figures stand in the README: resumable, selected on validation only, the test split read once at the end.
 
-    python scripts/reproduce.py dmm-jsb [--data-dir DIR] [--out runs/dmm-jsb] [--seed 0] [--short]
+    python scripts/reproduce.py dmm-jsb [--data-dir DIR] [--out runs/dmm-jsb] [--seed 0 | --seeds 3] [--short]
 
 Called again with the same folder it goes on where it was stopped. It writes `result.json` (figures, command, wall time,
-versions), `curves.png`, pictures of Boltzmann machines, and the run folder of `tfseq train`. `--short` makes a twentieth of the
-epochs and a tenth of the temperatures: does everything run, and which way do the figures go?
+versions), `curves.png`, pictures of Boltzmann machines, and the run folder of `tfseq train`. With `--seeds N` it makes those of
+seeds 0 to N - 1, in folders of their own, and gives the mean of their test figures and its standard deviation over seeds.
+With `--peer` a tagger's network is trained in PyTorch too, on the same batches (`peers/tagger_torch.py`; `peer.json`).
+`--short` makes a twentieth of the epochs and a tenth of the temperatures: does everything run, and which way do the figures go?
 """
 
 from __future__ import annotations
@@ -44,6 +46,20 @@ _RBM16: dict[str, Any] = {
     "hyperparameters": {"num_hidden": 16, "binarise": "threshold"},
     "training": {**_SGD, "learning_rate": 0.01, "schedule": "constant", "epochs": 50, "validate_every": 5},
 }
+_WNUT: dict[str, Any] = {
+    "data": "wnut17",
+    "model": "tagger",
+    "hyperparameters": {"units": [200], "dropout": 0.5, "token_dropout": 0.1},
+    "training": {"batch_size": 16, "learning_rate": 2e-3, "average": 0.99, "epochs": 30},
+    "evaluation": {},
+}
+_MULTI30K: dict[str, Any] = {
+    "data": "multi30k",
+    "model": "seq2seq",
+    "hyperparameters": {"lowercase": True, "embedding_dim": 256, "units": [256], "dropout": 0.4},
+    "training": {"batch_size": 80, "learning_rate": 1e-3, "average": 0.99, "epochs": 15},
+    "evaluation": {"batch_size": 50},
+}
 RECIPES: dict[str, dict[str, Any]] = {
     # transposes the training pieces at random in the first three quarters of the epochs
     "dmm-jsb": {**_JSB, "training": {**_JSB["training"], "epochs": 2000, "weight_decay": 0.2, "augmented_epochs": 1500}},
@@ -72,8 +88,51 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model": "dbm",
         "hyperparameters": {"hidden_units": [500, 1000], "num_sweeps": 5, "mean_field_sweeps": 10, "l2": 2e-4},
         "pretraining": {"epochs": 20, "learning_rate": 0.05, "momentum": 0.5},
-        "training": {**_SGD, "learning_rate": 0.01, "epochs": 60, "validate_every": 10},
+        "training": {**_SGD, "learning_rate": 0.01, "epochs": 240, "validate_every": 20},
         "classifiers": {None: {"epochs": 40}, 10000: {"epochs": 100}, 1000: {"epochs": 200}, 100: {"epochs": 200}},
+    },
+    # parts of speech on gold tokens; one LSTM layer in each direction reads words and their characters
+    "tagger-ewt": {
+        "data": "ewt",
+        "model": "tagger",
+        "hyperparameters": {"units": [256], "dropout": 0.5, "token_dropout": 0.1, "character_units": 100},
+        "training": {"batch_steps": 1000, "learning_rate": 2e-3, "average": 0.99, "epochs": 30},
+        "evaluation": {},
+    },
+    "lm-shakespeare": {
+        "data": "shakespeare",
+        "model": "lm",
+        "hyperparameters": {"embedding_dim": 128, "units": [512, 512], "dropout": 0.5, "weight_drop": 0.2},
+        "training": {"batch_size": 64, "learning_rate": 3e-3, "average": 0.99, "epochs": 30},
+        "evaluation": {},
+    },
+    # entities of noisy text: the head is the only difference
+    "tagger-wnut17": {**_WNUT, "hyperparameters": {**_WNUT["hyperparameters"], "head": "crf"}},
+    "tagger-wnut17-free": {**_WNUT, "hyperparameters": {**_WNUT["hyperparameters"], "head": "crf", "constrained": False}},
+    "tagger-wnut17-softmax": {**_WNUT, "hyperparameters": {**_WNUT["hyperparameters"], "head": "softmax"}},
+    "seq2seq-multi30k": {**_MULTI30K, "hyperparameters": {**_MULTI30K["hyperparameters"], "attention": "luong"}},
+    "seq2seq-multi30k-bahdanau": {**_MULTI30K, "hyperparameters": {**_MULTI30K["hyperparameters"], "attention": "bahdanau"}},
+    "seq2seq-multi30k-plain": {**_MULTI30K, "hyperparameters": {**_MULTI30K["hyperparameters"], "attention": None}},
+    "classifier-splice": {
+        "data": "splice",
+        "model": "classifier",
+        "hyperparameters": {"unit": "characters", "embedding_dim": 16, "units": [64], "dropout": 0.3, "token_dropout": 0.1},
+        "training": {"batch_size": 50, "learning_rate": 3e-3, "average": 0.99, "epochs": 60},
+        "evaluation": {},
+    },
+    "classifier-digits": {
+        "data": "spoken-digits-mel",
+        "model": "classifier",
+        "hyperparameters": {"units": [128], "dropout": 0.4},
+        "training": {"batch_size": 32, "learning_rate": 2e-3, "average": 0.99, "epochs": 40},
+        "evaluation": {},
+    },
+    "ctc-digits": {
+        "data": "spoken-digits-mel",
+        "model": "tagger",
+        "hyperparameters": {"head": "ctc", "units": [128], "dropout": 0.4},
+        "training": {"batch_size": 32, "learning_rate": 2e-3, "average": 0.99, "epochs": 40},
+        "evaluation": {},
     },
 }  # fmt: skip
 
@@ -85,10 +144,68 @@ def main() -> None:
     parser.add_argument("--data-dir", help="folder of already downloaded files; else TFSEQ_DATA, else they are downloaded")
     parser.add_argument("--out", type=Path, help="run folder; runs/RECIPE by default")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, help="make the runs of seeds 0 to N - 1 and average their figures")
     parser.add_argument("--short", action="store_true", help="a twentieth of the epochs, a tenth of the temperatures")
     parser.add_argument("--max-minutes", type=float, default=float("inf"), help="stop training in time; call again to go on")
+    parser.add_argument("--peer", action="store_true", help="of a recipe tagger-*: train the same network in PyTorch too")
     arguments = parser.parse_args()
+    if arguments.peer and not arguments.recipe.startswith("tagger-"):
+        parser.error(f"--peer is for the recipes tagger-*; received {arguments.recipe}")
+    run = with_peer if arguments.peer else reproduce
+    folder = arguments.out or Path("runs") / (arguments.recipe + ("-short" if arguments.short else ""))
+    if arguments.seeds is None:
+        print(json.dumps(run(arguments, folder, arguments.seed), indent=1))
+        return
+    results = [run(arguments, folder / f"seed-{seed}", seed, anew=False) for seed in range(arguments.seeds)]
+    print(json.dumps(average(arguments, folder, results), indent=1))
 
+
+def average(arguments: argparse.Namespace, folder: Path, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of every test figure over the runs, and its standard deviation; written to `result.json`."""
+    import numpy as np
+
+    from tfseq.files import replace_file
+
+    def over_seeds(key: str) -> dict[str, Any]:
+        figures = {name: [r[key][name] for r in results] for name, v in results[0][key].items() if isinstance(v, float)}
+        return {
+            "mean": {name: float(np.mean(values)) for name, values in figures.items()},
+            "standard_deviation": {name: float(np.std(values, ddof=1)) for name, values in figures.items() if len(values) > 1},
+            "of_each_seed": figures,
+        }
+
+    found = {
+        "recipe": arguments.recipe,
+        "short": arguments.short,
+        "seeds": len(results),
+        **over_seeds("test"),
+        "minutes": [r["minutes"] for r in results],
+        **({"peer": over_seeds("peer")} if arguments.peer else {}),
+        "command": " ".join(sys.argv),
+    }
+    with replace_file(folder / "result.json") as path:
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def with_peer(arguments: argparse.Namespace, folder: Path, seed: int, anew: bool = False) -> dict[str, Any]:
+    """The run of one seed and under "peer" that of PyTorch, kept in `peer.json`; each is made once, `anew` or not."""
+    from peers.tagger_torch import train_tagger
+
+    from tfseq.files import replace_file
+
+    result, recipe = reproduce(arguments, folder, seed, anew=False), RECIPES[arguments.recipe]
+    if not (folder / "peer.json").exists():
+        epochs = recipe["training"]["epochs"]
+        training = {**recipe["training"], "epochs": max(1, epochs // 20) if arguments.short else epochs}
+        settings = {"hyperparameters": recipe["hyperparameters"], "training": training, "data": recipe["data"]}
+        with replace_file(folder / "peer.json") as path:
+            path.write_text(json.dumps(train_tagger(arguments.data_dir, seed, **settings), indent=1) + "\n")
+    return {**result, "peer": json.loads((folder / "peer.json").read_text())}
+
+
+def reproduce(arguments: argparse.Namespace, folder: Path, seed: int, anew: bool = True) -> dict[str, Any]:
+    """The run of one seed; its result, which is read where it is there already and need not be made `anew`."""
     import keras
 
     import tfseq
@@ -97,12 +214,13 @@ def main() -> None:
     from tfseq.training import versions
 
     recipe = RECIPES[arguments.recipe]
-    folder = arguments.out or Path("runs") / (arguments.recipe + ("-short" if arguments.short else ""))
+    if (folder / "result.json").exists() and not anew:
+        return json.loads((folder / "result.json").read_text())
     if (folder / "result.json").exists():
         sys.exit(f"{folder / 'result.json'} is there already: the test split is read once. Choose another --out for another run.")
     train, valid = (tfseq.load_dataset(recipe["data"], s, data_dir=arguments.data_dir) for s in ("train", "valid"))
-    keras.utils.set_random_seed(arguments.seed)
-    settings = {**recipe["training"], "seed": arguments.seed, "max_minutes": arguments.max_minutes}
+    keras.utils.set_random_seed(seed)
+    settings = {**recipe["training"], "seed": seed, "max_minutes": arguments.max_minutes}
     evaluation = dict(recipe["evaluation"])
     if arguments.short:
         settings["epochs"] = max(1, settings["epochs"] // 20)
@@ -131,11 +249,11 @@ def main() -> None:
     result = {
         "recipe": arguments.recipe,
         "short": arguments.short,
-        "test": tfseq.evaluate(run.model, test, seed=arguments.seed, **evaluation, **baselines),
-        "validation_bound": min(row.get(names[2], float("inf")) for row in run.history),
+        "test": tfseq.evaluate(run.model, test, seed=seed, **evaluation, **baselines),
+        "validation": (max if run.model.higher_is_better else min)(row[names[2]] for row in run.history if names[2] in row),
         "test_error_percent": classifiers,
         "epochs": len(run.history),
-        "seed": arguments.seed,
+        "seed": seed,
     }
     if recipe["model"] in BOLTZMANN:
         draw_pictures(run.model, test, folder)
@@ -148,7 +266,7 @@ def main() -> None:
     }
     with replace_file(folder / "result.json") as path:
         path.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    return result
 
 
 BOLTZMANN = ("rbm", "dbn", "dbm")
@@ -224,6 +342,7 @@ def _fit(network: Any, x: Any, y: Any, x_valid: Any, y_valid: Any, epochs: int, 
     import keras
 
     steps = -(-len(y) // 100)
+    y, y_valid = (keras.utils.to_categorical(labels, 10) for labels in (y, y_valid))
     parts = [(min(3, epochs), True), (epochs, False)] if freeze else [(epochs, False)]
     best: list[Any] = [(-1.0, 0.0), network.get_weights()]
 
@@ -236,7 +355,9 @@ def _fit(network: Any, x: Any, y: Any, x_valid: Any, y_valid: Any, epochs: int, 
         for layer in (*network.hidden_layers, *network.top_down):
             layer.trainable = not frozen
         rate = keras.optimizers.schedules.CosineDecay(1e-3, num * steps)
-        network.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        # smoothed labels: without them the training error is zero after ten epochs, and the rest is for nothing
+        loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)
+        network.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
         network.fit(
             x, y, batch_size=100, epochs=num, verbose=0, validation_data=(x_valid, y_valid), validation_batch_size=500,
             callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=keep)],

@@ -426,3 +426,70 @@ def softplus_integral(a: Array) -> Array:
     """Integral of softplus from minus infinity to a, -Li2(-e^a) (SciPy's `spence` is Li2(1 - z)); its series far below 0."""
     series = sum((-1.0) ** (k + 1) * np.exp(k * np.minimum(a, -5.0)) / k**2 for k in range(1, 9))  # e^-45 is left out
     return np.where(a < -5.0, series, -scipy.special.spence(1.0 + np.exp(np.maximum(a, -5.0))))
+
+
+# Recurrent networks --------------------------------------------------------------------------------------------------
+
+
+def recurrent_step(
+    layer: Any, x: Array, state: tuple[Array, ...], recurrent_mask: Array | float = 1.0, kernel_mask: Array | float = 1.0
+) -> tuple[Array, ...]:
+    """The next state of one row, gate by gate: x `[D]`, state `[H]`; the GRU resets after the product, z weighs the old state."""
+    units, h = layer.units, state[0]
+    before = h * recurrent_mask
+
+    def gate(k: int) -> tuple[Array, Array]:
+        """What gate k has of the input and of the state."""
+        columns = slice(k * units, (k + 1) * units)
+        kernel = (value(layer.recurrent_kernel) * kernel_mask)[:, columns]
+        own = value(layer.recurrent_bias)[columns] if layer.cell == "gru" else 0.0
+        return x @ value(layer.kernel)[:, columns] + value(layer.bias)[columns], before @ kernel + own
+
+    if layer.cell == "rnn":
+        return (np.tanh(sum(gate(0))),)
+    if layer.cell == "gru":
+        z, r, (of_input, of_state) = sigmoid(sum(gate(0))), sigmoid(sum(gate(1))), gate(2)
+        return (z * h + (1.0 - z) * np.tanh(of_input + r * of_state),)
+    i, f, g, o = sigmoid(sum(gate(0))), sigmoid(sum(gate(1))), np.tanh(sum(gate(2))), sigmoid(sum(gate(3)))
+    c = f * state[1] + i * g
+    return o * np.tanh(c), c
+
+
+def recurrent(
+    layer: Any,
+    x: Array,
+    state: tuple[Array, ...] | None = None,
+    moves: tuple[Array, ...] | None = None,
+    recurrent_mask: Array | float = 1.0,
+    kernel_mask: Array | float = 1.0,
+) -> tuple[Array, tuple[Array, ...]]:
+    """A `Recurrent` over one row x `[T, D]` -> (outputs `[T, H]`, final state); `moves` `[T, H]` come in the order of running."""
+    state = tuple(np.zeros(layer.units) for _ in range(layer.num_states)) if state is None else state
+    outputs = np.zeros((len(x), layer.units))
+    for k, t in enumerate(range(len(x))[:: -1 if layer.reverse else 1]):
+        new = recurrent_step(layer, x[t], state, recurrent_mask, kernel_mask)
+        if layer.zoneout:
+            shares = [1.0 - layer.zoneout] * len(state) if moves is None else [m[k] for m in moves]
+            new = tuple(m * a + (1.0 - m) * b for m, a, b in zip(shares, new, state, strict=True))
+        state, outputs[t] = new, new[0]
+    return outputs, state
+
+
+def stack(model: Any, x: Array, state: Any = None) -> tuple[Array, list[tuple[tuple[Array, ...], ...]]]:
+    """A `RecurrentStack` over one row x `[T, D]`, nothing dropped -> (outputs `[T, F]`, final state)."""
+    final = []
+    for k, row in enumerate(model.layers):
+        taken = x
+        if model.norms:
+            norm = model.norms[k]
+            centred = x - x.mean(-1, keepdims=True)
+            taken = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + norm.epsilon) * value(norm.gamma) + value(norm.beta)
+        found = [recurrent(layer, taken, None if state is None else state[k][d]) for d, layer in enumerate(row)]
+        y = np.concatenate([outputs for outputs, _ in found], -1)
+        x = x + y if model.residual and x.shape[-1] == y.shape[-1] else y
+        final.append(tuple(last for _, last in found))
+    return x, final
+
+
+def softmax(x: Array) -> Array:
+    return scipy.special.softmax(x, -1)

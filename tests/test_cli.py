@@ -1,11 +1,14 @@
 """The command line, in this process; in one of its own where imports, file descriptors and pipes matter."""
 
+import contextlib
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,8 +19,11 @@ import tensorflow as tf
 
 from tfseq import cli, plots
 from tfseq.cli import main
+from tfseq.data import Sequences
 from tfseq.models.base import SequenceModel
+from tfseq.models.classifier import SequenceClassifier
 from tfseq.models.dmm import DeepMarkovModel
+from tfseq.models.language_model import LanguageModel
 from tfseq.writers import write_samples
 
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")  # of tf.data
@@ -178,10 +184,12 @@ def test_texts_of_arguments_that_share_a_line():
         ("evaluate run --split tset", "--split must be one of train, valid, test; received 'tset'. Did you mean 'test'?"),
         ("sample run --out song.wav", "--out must end in one of"),
         ("export run", "Missing: --out"),
-        ("predict run", "Missing: INPUT"),
+        ("predict", "Missing: RUN"),
         ("predict run jbs", "INPUT must be a data set, the path of a .csv or .npz file, or"),
         ("predict run jbs", "received 'jbs'. Did you mean 'jsb'?"),
-        ("predict run earthquakes --out states.txt", "--out must end in .csv; received 'states.txt'"),
+        ("predict run earthquakes --out states.doc", "--out must end in .csv or .conll or"),
+        ("predict run earthquakes --format xml", "--format must be one of conll, json; received 'xml'"),
+        ("predict run - notes.pdf", "INPUT must be a data set, the path of a .csv or .npz file, or"),
         ("predict run earthquakes --plot states.csv", "--plot must end in .png or .svg or .pdf; received 'states.csv'"),
     ],
 )
@@ -348,8 +356,8 @@ def test_splits_that_are_not_there(tmp_path, said):
     write_series(tmp_path / "data" / "valid.csv", [0, 1])
     code, _, err = said("train", "dmm", "--data", tmp_path / "data", "--out", tmp_path / "run", *TINY)
     assert code == 1 and "which are: valid; received 'train'" in err and not (tmp_path / "run").exists()
-    (tmp_path / "notes.txt").write_text("no data")
-    code, _, err = said("train", "dmm", "--data", tmp_path / "notes.txt", *TINY)
+    (tmp_path / "notes.pdf").write_text("no data")
+    code, _, err = said("train", "dmm", "--data", tmp_path / "notes.pdf", *TINY)
     assert code == 2 and "--data must be a data set, the path of a .csv or .npz file" in err
 
 
@@ -502,6 +510,14 @@ def test_predict_takes_test_unless_asked(decoder, tmp_path, said):
 
 def test_predict_of_what_cannot_be(decoder, tmp_path, said, monkeypatch):
     file = write_series(tmp_path / "mine.csv", [0, 1])
+    for arguments, message in (
+        ((), "Missing: INPUT. A Decoder takes one INPUT"),
+        ((file, file), "takes one INPUT, a data set or a file; received 2"),
+        ((file, "--format", "json"), "--format is for models that read texts"),
+        ((file, "--out", "states.conll"), "--out must end in .csv for a Decoder"),
+    ):
+        code, out, err = said("predict", "run", *arguments)
+        assert (code, out) == (2, "") and message in err
     code, _, err = said("predict", "run", file, "--batch_size", 0)
     assert code == 1 and "`batch_size` must be a whole number of at least 1" in err
     monkeypatch.setattr(decoder, "decode", lambda batch: {"level": np.asarray(batch["x"])[..., 0]}, raising=False)
@@ -600,6 +616,253 @@ def test_samples_have_a_positive_number_and_length(trained, said):
     for flag in ("num", "length"):
         code, _, err = said("sample", trained, f"--{flag}", 0)
         assert code == 1 and f"`{flag}` must be a whole number of at least 1; received 0" in err
+
+
+# Texts --------------------------------------------------------------------------------------------------------------
+
+SMALL = ["--no-progress", "--epochs", "2", "--schedule=constant", "--model.units", "[6]", "--model.embedding_dim", "4"]
+COLUMNS = "Ann\tB-PER\nmet\tO\nBo\tB-PER\n\nBo\tB-PER\nLee\tI-PER\nleft\tO\n"
+
+
+def write_texts_of_all_kinds(folder: Path) -> dict[str, Path]:
+    """Data of a tagger, a classifier, a language model and an encoder with a decoder; of the second in three splits."""
+    (folder / "films").mkdir(parents=True)
+    for split in ("train", "valid", "test"):
+        (folder / "films" / f"{split}.tsv").write_text("text\tlabel\na fine film\tpos\nno plot\tneg\nfine\tpos\n")
+    (folder / "people.conll").write_text(COLUMNS)
+    (folder / "play.txt").write_text("to be, or not to be\n" * 12)
+    (folder / "dogs.tsv").write_text("source\ttarget\nein Hund\ta dog\neine Katze\ta cat\n")
+    names = {"tagger": "people.conll", "classifier": "films", "lm": "play.txt", "seq2seq": "dogs.tsv"}
+    return {model: folder / name for model, name in names.items()}
+
+
+@pytest.fixture(scope="module")
+def readers(eager: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of each model that reads texts, and what training said of it."""
+    folder = tmp_path_factory.mktemp("readers")
+    flags = {
+        "tagger": ["--model.characters", "null", "--model.head", "crf", "--batch_steps", "20"],
+        "lm": ["--model.window", "10"],
+        "seq2seq": ["--model.min_count", "1"],
+    }
+    runs = {}
+    for model, data in write_texts_of_all_kinds(folder / "data").items():
+        runs[model] = folder / model
+        with (folder / f"{model}.said").open("w") as file, contextlib.redirect_stdout(file):
+            arguments = ["train", model, "--data", data, "--out", runs[model], *SMALL, *flags.get(model, [])]
+            assert main([str(a) for a in arguments]) == 0
+    return runs
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
+    """`typed(content)` is what standard input then has."""
+    return lambda content: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_training_of_readers_names_the_figure_and_what_fits(readers):
+    said = {model: run.with_suffix(".said").read_text() for model, run in readers.items()}
+    assert re.search(r"best validation: [01]\.\d+, share of sequences classified right, higher is better", said["classifier"])
+    assert re.search(r"best validation: \d\.\d+, nats per character, lower is better", said["lm"])
+    assert re.search(rf"echo 'Ann met Bo' \| tfseq predict {readers['tagger']} +tags of texts", said["tagger"])
+    assert "echo 'ein Hund' | tfseq predict" in said["seq2seq"] and "its scores on the train split" in said["seq2seq"]
+    assert {model for model, text in said.items() if "tfseq sample" in text} == {"lm"}
+    for model, run in readers.items():
+        config = cli.read_config(run / "config.yaml")
+        assert config["model"]["units"] == [6] and not {"vocabulary", "tags", "classes"} & set(config["model"])
+        assert json.loads((run / "card.json").read_text())["model"] == model
+    assert cli.read_config(readers["tagger"] / "config.yaml")["model"]["characters"] is None
+
+
+def test_models_and_data_that_do_not_suit(tmp_path, said):
+    files = write_texts_of_all_kinds(tmp_path)
+    (tmp_path / "letters.fasta").write_text(">a\nACGT\n")
+    for model, data, message in (
+        ("dmm", files["lm"], "must be numbers for the model dmm; play holds texts. Models that read these: tagger, classifier"),
+        ("hmm", files["tagger"], "people holds tokens"),
+        ("classifier", files["tagger"], "people has one for each token. The model tagger learns these"),
+        ("tagger", files["classifier"], "films has one for each sequence. The model classifier learns these"),
+        ("classifier", tmp_path / "letters.fasta", "must have `y`, a label for each sequence"),
+        ("seq2seq", files["lm"], "must have `target`"),
+        ("lm", "earthquakes", "must hold texts, tokens or ids"),
+    ):
+        code, out, err = said("train", model, "--data", data, "--out", tmp_path / "run")
+        assert (code, out) == (1, "") and message in err, err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_note_where_letters_would_be_read_as_words(said, capsys):
+    letters = Sequences([np.array(list("ACGT"))], y=[np.array(list("eeii"))], name="genes", step="base")
+    for data, unit, noted in (
+        (letters, "words", True),
+        (letters, "characters", False),
+        (Sequences(["ACGT"], y=["e"], step="letter"), "words", True),
+        (Sequences(["a film"], y=["e"], step="character"), "words", False),
+        (Sequences([np.array(["a", "film"])]), "words", False),
+    ):
+        cli._advise_unit(cli.parse(cli.train_parser("lm"), ["--data", "x", "--model.unit", unit]).model, data)
+        assert ("--model.unit characters" in capsys.readouterr().err) is noted
+
+
+def test_predict_answers_lines_of_standard_input(readers, typed, said):
+    typed(b"\xef\xbb\xbfAnn met Bo\r\n\nBo \xff")
+    code, out, err = said("predict", readers["tagger"])
+    assert (code, err) == (0, "")
+    lines = [line.split("\t") for line in out.split("\n")]
+    assert [line[0] for line in lines] == ["Ann", "met", "Bo", "", "", "Bo", "\ufffd", "", ""]
+    assert {line[1] for line in lines if len(line) > 1} <= {"B-PER", "I-PER", "O"}
+    assert all(re.fullmatch(r"[01]\.\d{4}", line[2]) for line in lines if len(line) > 1)
+    typed(b"a fine film\n\nno\tplot\n")
+    code, out, _ = said("predict", readers["classifier"], "-")
+    assert code == 0 and re.fullmatch(r"(pos|neg)\t0\.\d{4}\ta fine film\n(pos|neg)\t0\.\d{4}\t\n\w+\t\S+\tno plot\n", out)
+    typed(b"to be\n\n")
+    code, out, _ = said("predict", readers["lm"])
+    assert code == 0 and re.fullmatch(r"-\d+\.\d{4}\t5\tto be\n-?0\.0000\t0\t\n", out)
+    typed(b"\nein Hund\n")
+    code, out, _ = said("predict", readers["seq2seq"])
+    assert code == 0 and out.count("\n") == 2 and out.startswith("\n")
+    typed(b"")
+    assert said("predict", readers["tagger"])[:2] == (0, "")
+
+
+def test_predict_writes_json_with_entities_and_the_best_tags(readers, tmp_path, said):
+    (tmp_path / "lines.txt").write_text("Ann met Bo\n")
+    out = tmp_path / "said.jsonl"
+    data = readers["tagger"].parent / "data" / "people.conll"
+    code, printed, _ = said("predict", readers["tagger"], tmp_path / "lines.txt", data, "--out", out, "--n_best", 2)
+    assert (code, printed) == (0, f"{out}\n")
+    first, second, third = map(json.loads, out.read_text().splitlines())
+    assert first["text"] == "Ann met Bo" and first["tokens"] == ["Ann", "met", "Bo"] == second["tokens"]
+    assert len(first["tags"]) == len(first["scores"]) == 3 and "text" not in third
+    assert first["n_best"][0]["tags"] == first["tags"] and len(first["n_best"]) == 2
+    assert all(set(e) == {"type", "start", "stop", "prob"} for e in first["entities"])
+    code, printed, _ = said("predict", readers["classifier"], tmp_path / "lines.txt", "--format", "json")
+    found = json.loads(printed)
+    assert code == 0 and found["prob"] == found["probs"][found["label"]]
+
+
+def test_the_answers_do_not_depend_on_batches_nor_on_chunks(readers, tmp_path, said):
+    texts = ["Ann met Bo", "", "Bo", "Lee left Ann and Bo"]
+    (tmp_path / "lines.txt").write_text("\n".join(texts))
+    answers = [said("predict", readers["tagger"], tmp_path / "lines.txt", "--batch_size", size)[1] for size in (1, 20)]
+    assert answers[0] == answers[1] and answers[0].split("\n").count("") == 5
+
+    class Slowly(io.BytesIO):
+        def read1(self, size: int = -1) -> bytes:
+            return super().read1(3)
+
+    lines = list(cli._lines(Slowly("a\né\n\nlong line".encode())))
+    assert lines == [["a"], ["é", ""], ["long line"]]
+    with pytest.raises(ValueError, match="at most 16777216 bytes"):
+        list(cli._lines(io.BytesIO(b"x" * (cli._LONGEST_LINE + 1))))
+
+
+def test_predict_of_texts_that_cannot_be(readers, typed, said):
+    for model, flags, message in (
+        ("tagger", ["--n_best", 2], "--n_best is for taggers with head=crf and --format json"),
+        ("classifier", ["--n_best", 2, "--format", "json"], "--n_best is for taggers"),
+        ("classifier", ["--plot", "a.png"], "--plot is for taggers and translators"),
+        ("tagger", ["--out", "a.csv"], "--out must end in .conll or"),
+        ("tagger", ["earthquakes"], "INPUT must hold texts or tokens for this run"),
+    ):
+        typed(b"Ann\n")
+        code, out, err = said("predict", readers[model], *flags)
+        assert (code, out) == (2, "") and message in err
+
+
+def test_predict_draws_tags_and_attention(readers, typed, tmp_path, said):
+    for model, text in (("tagger", "\nAnn $met 東京\n"), ("seq2seq", "\nein Hund\n")):
+        typed(text.encode())
+        code, _, err = said("predict", readers[model], "--plot", tmp_path / f"{model}.png")
+        assert (code, err) == (0, f"{tmp_path / model}.png\n")
+        assert (tmp_path / f"{model}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_predict_reads_recordings_as_the_data_of_the_run(tmp_path, said, monkeypatch):
+    with wave.open(str(tmp_path / "one.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(np.arange(900, dtype="<i2").tobytes())
+    model = SequenceClassifier(classes=["0", "1"], feature_dim=200, units=[3])
+    monkeypatch.setattr(cli, "_load", lambda run: model)
+    (tmp_path / "card.json").write_text(json.dumps({"data": {"name": "spoken-digits"}}))
+    code, out, err = said("predict", tmp_path, tmp_path / "one.wav", tmp_path / "one.wav")
+    assert code == 0 and re.fullmatch(r"([01]\t[01]\.\d{4}\tone\n){2}", out), err
+    (tmp_path / "card.json").write_text(json.dumps({"data": {"name": "mine"}}))
+    code, _, err = said("predict", tmp_path, tmp_path / "one.wav")
+    assert code == 2 and "this one was trained on mine" in err
+    code, _, err = said("predict", tmp_path)
+    assert code == 2 and "INPUT must hold frames of 200 numbers for this run" in err and "standard input holds texts" in err
+
+
+def test_sample_writes_texts(readers, tmp_path, said):
+    run = readers["lm"]
+    code, first, err = said("sample", run, "--length", 12, "--prompt", "to be", "--seed", 3)
+    assert code == 0 and first.startswith("to be") and len(first.rstrip("\n")) <= 17, err
+    (tmp_path / "prefix.txt").write_text("to be")
+    arguments = ["sample", run, "--length", 12, "--prefix", tmp_path / "prefix.txt", "--seed", 3]
+    assert said(*arguments)[1] == first
+    code, out, _ = said(*arguments, "--num", 2, "--out", tmp_path / "two.txt", "--top_k", 3, "--temperature", 0.5)
+    assert (code, out) == (0, f"{tmp_path / 'two.txt'}\n")
+    assert (tmp_path / "two.txt").read_text().count("\n" + "-" * 40 + "\nto be") == 1
+    said(*arguments, "--num_beams", 2, "--out", tmp_path / "one.json")
+    (found,) = json.loads((tmp_path / "one.json").read_text())
+    assert found["prompt"] == "to be" and found["text"].startswith("to be")
+    for flags, message in (
+        (["--prompt", "a"], "give one of them"),
+        (["--num_beams", 2, "--num", 2], "--num must be 1 with --num_beams"),
+        (["--out", "a.mid"], "--out must end in .txt or .json for a language model"),
+    ):
+        code, out, err = said(*arguments, *flags)
+        assert (code, out) == (2, "") and message in err
+    code, _, err = said("sample", run, "--class", "pos")
+    assert code == 1 and "`classes` is for a conditional model" in err
+
+
+def test_flags_of_texts_are_not_for_other_models(trained, readers, said):
+    for flags, message in (
+        (["--prompt", "a"], "--prompt: only for a language model"),
+        (["--out", "a.txt"], "--out may end in .txt"),
+    ):
+        code, _, err = said("sample", trained, *flags)
+        assert code == 2 and message in err and "DeepMarkovModel" in err
+    code, _, err = said("sample", readers["tagger"])
+    assert code == 1 and "A SequenceTagger has no `sample`" in err
+
+
+def test_continuations_of_words_have_a_space_where_they_need_one():
+    words, letters = (LanguageModel.tiny(unit=unit) for unit in ("words", "characters"))
+    assert cli._continued(letters, "on", "off") == "onoff"
+    for prompt, new, expected in (
+        ("on", "off", "on off"),
+        ("on", ", off", "on, off"),
+        ("on ", "off", "on off"),
+        ("", "off", "off"),
+    ):
+        assert cli._continued(words, prompt, new) == expected
+    assert cli._continued(LanguageModel.tiny(unit="subwords"), "sail", "##ing on") == "sailing on"
+
+
+def test_evaluate_shows_the_figures_of_readers(readers, said):
+    figures = {
+        "tagger": (r"accuracy .*[01]\.\d{4} ", "entity_f1", "most frequent tag of each token"),
+        "classifier": (r"accuracy .*[01]\.\d{4} .*[01]\.\d{4} ", "calibration_error", "most frequent class"),
+        "lm": ("perplexity", "bits_per_character", "unigram", "nats_per_token of a baseline"),
+        "seq2seq": ("nats_per_token", "perplexity"),
+    }
+    for model, words in figures.items():
+        code, out, err = said("evaluate", readers[model])
+        assert code == 0, err
+        for word in ("value", "what it is", *words):
+            assert re.search(word, out), (model, word)
+        assert "nan" not in out
+    code, out, _ = said("evaluate", readers["classifier"], "--json")
+    found = json.loads(out)
+    assert code == 0 and {"accuracy", "nats_per_token", "standard_error", "baselines"} <= set(found)
+    data = readers["tagger"].parent / "data"
+    code, _, err = said("evaluate", readers["tagger"], "--data", data / "play.txt")
+    assert code == 1 and "`data` must have `y`" in err
 
 
 # Export -------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from tfseq.data.batching import Sequences
 from tfseq.exporting import saved_model
 from tfseq.models import MODELS
 from tfseq.models.base import SequenceModel
+from tfseq.models.reader import Reader
 
 LENGTHS = np.array([6, 3, 0, 1])
 
@@ -56,6 +57,24 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "rectified": {"hidden": "relu", "visible": "gaussian"},
     },
+    "tagger": {
+        "crf": {
+            "head": "crf", "tags": ["B-X", "I-X", "O"], "units": [4], "backward_units": [3], "layer_norm": True,
+            "recurrent_dropout": 0.2, "token_dropout": 0.2,
+        },
+        "transcription": {
+            "head": "ctc", "vocabulary": [], "feature_dim": 2, "cell": "gru", "residual": True, "units": [4], "zoneout": 0.1,
+        },
+    },
+    "lm": {
+        "awd": {
+            "units": [5], "tied": True, "cell": "gru", "weight_drop": 0.2, "embedding_dropout": 0.1, "activation_penalty": 0.1,
+            "slowness_penalty": 0.1, "conditional": True, "classes": ["A", "B"],
+        },
+    },
+    "seq2seq": {
+        "bahdanau": {"attention": "bahdanau", "units": [4, 3], "cell": "lstm", "own_tokens": 0.3},
+    },
     "dbm": {
         "reals": {"visible": "gaussian", "learned_scale": True, "hidden_units": [3, 4, 2], "sampler": "fpcd", "damping": 0.2},
     },
@@ -79,15 +98,27 @@ def examples(model: SequenceModel, num_steps: int = 6, garbage: float = 0.0) -> 
         data["observed"] = rng.random(shape) < 0.7
         keep = keep & data["observed"]
     data["x"] = np.where(keep, x, garbage).astype(specs["x"].dtype.as_numpy_dtype)
+    if isinstance(model, Reader) and "y" in specs:  # what is to be found out can be: the token itself, the first of a row
+        data["y"] = data["x"].astype(np.int32) if "y" not in model.unaligned else np.array([1, 0, 1, 0], np.int32)
+        if data["y"].ndim == 3:
+            data["y"] = data["y"][..., 0]
+    if "target" in specs:
+        data["target"] = np.array([[1, 0, 1, 1], [0, 1, 9, 9], [9, 9, 9, 9], [1, 9, 9, 9]], np.int32) % model.num_targets
+        data["target_mask"] = np.arange(4) < np.array([4, 2, 0, 1])[:, None]
     if "u" in specs:
         u = rng.normal(size=[4, 9, *specs["u"].shape[2:]])
         data["u"] = np.where(mask[..., None], u, garbage).astype(np.float32)
-    return {name: a[:, :num_steps] for name, a in data.items()} | {"row": np.arange(4, dtype=np.int32)}
+    cut = {name: a if name in model.unaligned else a[:, :num_steps] for name, a in data.items()}
+    return cut | {"row": np.arange(4, dtype=np.int32)}
 
 
 def as_sequences(data: dict[str, np.ndarray]) -> Sequences:
     """The same as a data set; its augmentation turns half of the sequences around."""
     rows = {name: [a[:n] for a, n in zip(data[name], LENGTHS, strict=True)] for name in ("x", "observed", "u") if name in data}
+    if "target" in data:
+        rows["target"] = [a[m] for a, m in zip(data["target"], data["target_mask"], strict=True)]
+    if "y" in data:
+        rows["y"] = list(data["y"]) if data["y"].ndim == 1 else [a[:n] for a, n in zip(data["y"], LENGTHS, strict=True)]
     return Sequences(**rows, name="toy", split="train", augmentation=lambda x, rng: x[::-1].copy() if rng.random() < 0.5 else x)
 
 
@@ -105,16 +136,20 @@ def trained(make: Callable[..., SequenceModel]) -> SequenceModel:
     model = make()
     model.compile(keras.optimizers.Adam(0.02, global_clipnorm=5.0))
     data = examples(model)
-    before = model.evaluate(data, verbose=0, return_dict=True)[model.monitor]
+    monitor = "nats_per_step" if isinstance(model, Reader) else model.monitor  # an accuracy may be best from the beginning
+    before = model.evaluate(data, verbose=0, return_dict=True)[monitor]
     stream = tf.data.Dataset.from_tensors(model.as_batch(data)).repeat()
     model.fit(stream, steps_per_epoch=300, epochs=1, verbose=0)
-    after = model.evaluate(data, verbose=0, return_dict=True)[model.monitor]
+    after = model.evaluate(data, verbose=0, return_dict=True)[monitor]
     model.bounds_before_and_after = (before, after)
     return model
 
 
 def scores(model: SequenceModel, data: dict[str, np.ndarray]) -> np.ndarray:
     """Score of each sequence, `[B]`."""
+    if isinstance(model, Reader):  # whose `predict` answers step by step
+        terms = model.terms(model.complete(model.as_batch(data)))
+        return np.asarray(terms.per_sequence(terms.log_lik))
     return np.asarray(model.predict(data, verbose=0))
 
 
@@ -123,6 +158,10 @@ def test_training_beats_the_constant_baseline(trained: SequenceModel) -> None:
     assert after < before
     data = examples(trained)
     config = trained.get_config()
+    if isinstance(trained, Reader):
+        num = len(trained.labels) or trained.size
+        assert after < 0.5 * np.log(num)  # half of what guessing costs
+        return
     if next((config[n] for n in ("emission", "head", "visible") if n in config), "bernoulli") != "bernoulli":
         return  # the entropy below is that of binary features
     seen = data["mask"][..., None] & data.get("observed", True)
@@ -148,7 +187,8 @@ def test_garbage_in_the_padding_changes_nothing(trained: SequenceModel) -> None:
     np.testing.assert_array_equal(scores(trained, dirty), scores(trained, clean))
     longer = examples(trained, num_steps=9)
     # another T changes the order of float32 sums at most
-    np.testing.assert_allclose(scores(trained, longer), scores(trained, clean), rtol=1e-5, atol=1e-6)
+    # (a CRF's score is the difference of two numbers near 20, whose float32 rounding is 2e-6)
+    np.testing.assert_allclose(scores(trained, longer), scores(trained, clean), rtol=1e-5, atol=5e-6)
     for gradients in zip(*(_gradients(trained, data) for data in (clean, dirty)), strict=True):
         np.testing.assert_array_equal(*gradients)
 
@@ -166,8 +206,8 @@ def test_the_order_and_the_size_of_a_batch_change_nothing(trained: SequenceModel
     whole = scores(trained, data)
     order = np.array([3, 0, 2, 1])
     shuffled, rows = {k: v[order] for k, v in data.items()}, [{k: v[i : i + 1] for k, v in data.items()} for i in range(4)]
-    np.testing.assert_allclose(scores(trained, shuffled), whole[order], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose([scores(trained, row)[0] for row in rows], whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scores(trained, shuffled), whole[order], rtol=1e-5, atol=5e-6)
+    np.testing.assert_allclose([scores(trained, row)[0] for row in rows], whole, rtol=1e-5, atol=5e-6)
     wanted, by_row = _gradients(trained, data), [_gradients(trained, row) for row in rows]
     for a, b, *parts in zip(wanted, _gradients(trained, shuffled), *by_row, strict=True):
         # rows and steps cancel, so the rounding is that of the largest; a sum over the wrong rows would be off by percents
@@ -178,7 +218,9 @@ def test_the_order_and_the_size_of_a_batch_change_nothing(trained: SequenceModel
 
 def test_an_empty_sequence_scores_nothing(trained: SequenceModel) -> None:
     assert scores(trained, examples(trained))[2] == 0.0
-    nothing = {name: a[:, :0] for name, a in examples(trained).items() if name != "row"}
+    nothing = {name: a if name in trained.unaligned else a[:, :0] for name, a in examples(trained).items() if name != "row"}
+    if "target" in nothing:
+        nothing["target_mask"] &= False
     np.testing.assert_array_equal(scores(trained, nothing), np.zeros(4))
     stream = tf.data.Dataset.from_tensors({name: tf.constant(a) for name, a in nothing.items()})
     assert trained.evaluate(stream, verbose=0, return_dict=True)[trained.monitor] == 0.0
@@ -296,6 +338,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(make: Callable[..., SequenceMode
         "augmented_epochs": 2,
         "progress": False,
     }
+    if getattr(make(), "window", None):  # texts are read by windows of lanes, which nothing varies
+        settings["augmented_epochs"] = 0
     weights = []
     for folder, limits in (("whole", [float("inf")]), ("parts", [1e-9, 1e-9, float("inf")])):
         keras.utils.set_random_seed(0)
@@ -316,8 +360,18 @@ import numpy as np, tensorflow as tf
 model = tf.saved_model.load(sys.argv[1])
 inputs = {k: v for k, v in np.load(sys.argv[2]).items()}
 answer = model.signatures["serving_default"](**{k: tf.constant(v) for k, v in inputs.items()})
-np.savez(sys.argv[3], **{k: v.numpy() for k, v in answer.items()})
+answer = {k: v.numpy() for k, v in answer.items()}
+np.savez(sys.argv[3], **{k: v.astype("S") if v.dtype == object else v for k, v in answer.items()})
 """
+
+
+def assert_close(got: Any, wanted: Any, message: str = "") -> None:
+    """Numbers up to float32 rounding, strings exactly (NumPy's files drop zero bytes at the end of one, and pad with them)."""
+    got, wanted = np.asarray(got), np.asarray(wanted)
+    if wanted.dtype.kind in "OSU":
+        np.testing.assert_array_equal(got.astype("S"), wanted.astype("S"), err_msg=message)
+    else:
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6, err_msg=message)
 
 
 def test_the_saved_model_answers_in_a_process_without_tfseq(trained: SequenceModel, tmp_path: Path) -> None:
@@ -330,6 +384,7 @@ def test_the_saved_model_answers_in_a_process_without_tfseq(trained: SequenceMod
         "lengths": LENGTHS.astype(np.int32),
         "seed": np.arange(8, dtype=np.int32).reshape(4, 2),
     }
+    given["text"] = np.array([b"on off", b"", b"off, \xff on", b"a"], "S")
     given = {spec.name: given[spec.name] for spec in specs}
     np.savez(tmp_path / "in.npz", **given)
     command = [sys.executable, "-c", _SERVE, folder, tmp_path / "in.npz", tmp_path / "out.npz"]
@@ -339,14 +394,14 @@ def test_the_saved_model_answers_in_a_process_without_tfseq(trained: SequenceMod
     with np.load(tmp_path / "out.npz") as answer:
         assert set(answer) == set(wanted)
         for key, value in wanted.items():
-            np.testing.assert_allclose(answer[key], value, rtol=1e-5, atol=1e-6)
+            assert_close(answer[key], value)
     card = json.loads((folder / "card.json").read_text())
     assert set(card["signatures"]) == set(trained.endpoints())
 
 
 def test_a_served_row_depends_on_neither_its_padding_nor_its_batch(trained: SequenceModel) -> None:
     """Of every signature's function; the export compares the graphs with these."""
-    timed = ("x", "observed", "u")
+    timed = ("x", "observed", "u", "token_ids")
     for name, (function, specs) in trained.endpoints(2, 8).items():
         given = {spec.name: a.numpy() for spec, a in zip(specs, saved_model.example_inputs(specs), strict=True)}
         whole = {key: a.numpy() for key, a in function(**{k: tf.constant(v) for k, v in given.items()}).items()}
@@ -357,15 +412,15 @@ def test_a_served_row_depends_on_neither_its_padding_nor_its_batch(trained: Sequ
                     row[length:] = True if row.dtype == bool else 1
         same = function(**{k: tf.constant(v) for k, v in dirty.items()})
         for key, value in whole.items():
-            np.testing.assert_allclose(same[key], value, rtol=1e-5, atol=1e-6, err_msg=f"{name}: {key}")
+            assert_close(same[key], value, f"{name}: {key}")
         for i in range(len(whole[key])):
             alone = function(**{k: tf.constant(v[i : i + 1]) for k, v in given.items()})
             for key, value in whole.items():
-                part = alone[key][0].numpy()  # as many steps as this row asked for; the batch runs to its longest
+                part = np.asarray(alone[key][0].numpy())  # as many steps as this row asked for; the batch runs to its longest
                 inside = tuple(slice(n) for n in part.shape)
-                np.testing.assert_allclose(value[i][inside], part, rtol=1e-5, atol=1e-6, err_msg=f"{name}: {key}")
                 rest = np.array(value[i])
-                rest[inside] = 0
+                assert_close(rest[inside], part, f"{name}: {key}")
+                rest[inside] = 0 if rest.dtype.kind in "fiub" else ""
                 assert not rest.any()
 
 

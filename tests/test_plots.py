@@ -255,3 +255,32 @@ def test_pyplot_is_not_imported():
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
+
+
+# Tokens -------------------------------------------------------------------------------------------------------------
+
+
+def test_attention_is_drawn_with_its_tokens_whatever_they_are(tmp_path):
+    weights = np.array([[0.5, 0.5, 0.0, 0.0], [0.0, 0.25, 0.75, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    source = ["$x$", "東京", "a\nb", " "]  # no formula, letters that the font may lack, and white space
+    figure = plots.attention(weights, source, ["the", "$", "</s>"], tmp_path / "a.png", title="Seq2Seq")
+    axes, _ = figure.axes
+    np.testing.assert_array_equal(axes.images[0].get_array(), weights)
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels[0] == "$x$" and len(labels[1]) == 2 and labels[2:] == ["a\\nb", "\u2423"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["the", "$", "</s>"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("source", "target")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tag_probs_leave_out_tags_that_are_nowhere():
+    figure = plots.tag_probs(np.array([[0.9, 0.001, 0.099], [0.2, 0.002, 0.798]]), ["Ann", "met"], ["B", "I", "O"])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["B", "O"]
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), [[0.9, 0.2], [0.099, 0.798]])
+
+
+def test_maps_of_tokens_that_cannot_be():
+    with pytest.raises(ValueError, match="`weights` must have a number for each pair of 2 and 3 tokens"):
+        plots.attention(np.zeros((2, 2)), ["a", "b", "c"], ["d", "e"])
+    with pytest.raises(ValueError, match="`probs` must lie in \\[0, 1\\]"):
+        plots.tag_probs(np.array([[-1.0, 3.0]]), ["a"], ["A", "B"])

@@ -1,13 +1,14 @@
 """Files: what is written reads back the same, and a failure leaves the old file."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tfseq.data.music import load_piece, piano_roll
-from tfseq.writers import write_samples
+from tfseq.writers import answer_lines, write_samples, write_texts
 
 MUSIC21_ABSENT = "music21 is not installed (pip install 'tfseq[music]')"
 
@@ -155,3 +156,31 @@ def test_failure_keeps_the_old_file(suffix, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="could not be written.*No space left"):
         write_samples(path, piano_roll([[60]]))
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+# Texts --------------------------------------------------------------------------------------------------------------
+
+
+def test_texts_are_written_by_their_suffix(tmp_path):
+    texts = [{"prompt": "a", "text": "ab\n"}, {"prompt": "a", "text": "a\u00e9"}]
+    write_texts(tmp_path / "a.txt", texts)
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == f"ab\n{'-' * 40}\na\u00e9\n"
+    write_texts(tmp_path / "one.txt", texts[:1])
+    assert (tmp_path / "one.txt").read_text() == "ab\n"
+    write_texts(tmp_path / "a.json", texts)
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == texts
+    with pytest.raises(ValueError, match="must end in .txt or .json"):
+        write_texts(tmp_path / "a.doc", texts)
+
+
+def test_answers_are_lines():
+    tagged = {"text": "a\tb", "tokens": ["a", "\t"], "tags": ["O", "B"], "scores": [0.5, np.float32(0.25)]}
+    assert answer_lines(tagged) == "a\tO\t0.5000\n \tB\t0.2500\n\n"
+    assert answer_lines({"name": "x", "tags": ["O"], "scores": [1.0]}) == "0\tO\t1.0000\n\n"
+    assert answer_lines({"text": "a\u2028b", "label": "pos", "prob": 0.75}) == "pos\t0.7500\ta b\n"
+    assert answer_lines({"tokens": ["a", "b"], "log_prob": -1.5, "num_tokens": 2}) == "-1.5000\t2\ta b\n"
+    assert answer_lines({"text": "x", "translation": "y\nz", "log_prob": -1.0}) == "y z\n"
+    assert json.loads(answer_lines({"a": float("nan"), "b": [np.float32(0.1), np.int32(3)]}, "json")) == {
+        "a": None,
+        "b": [0.1, 3],
+    }

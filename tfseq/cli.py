@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import traceback
 import types
@@ -23,12 +24,12 @@ from argparse import ArgumentError
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TextIO, Union, get_args, get_origin, get_type_hints
 
 import tfseq
 from tfseq import checks
 from tfseq.checks import nearest
-from tfseq.data import DATASETS, SPLITS, load_dataset, splits_of
+from tfseq.data import DATASETS, FILES, SPLITS, load_dataset, splits_of
 from tfseq.files import replace_file
 from tfseq.models import MODELS
 
@@ -38,13 +39,18 @@ if TYPE_CHECKING:
 
     from tfseq.data import Sequences
     from tfseq.models.base import SequenceModel
+    from tfseq.models.language_model import LanguageModel
+    from tfseq.models.reader import Reader
     from tfseq.training import Run
 
 DEFAULT_LENGTH = 64  # steps of a sample: sixteen bars of chorale
+DEFAULT_TOKENS = 500  # of a text
 _OWN_DATA = (
-    "a .csv or .npz file, a folder with train.csv (valid.csv, test.csv), or one of IDX files of pictures (train-images..., "
-    "train-labels..., t10k-...), or of MIDI or MusicXML files"
+    "a .csv or .npz file, a text (.txt), texts with labels or translations (.tsv), labelled tokens (.conll, .conllu, .json), DNA "
+    "(.fasta), a folder with train.csv (valid.csv, test.csv) or files of another of these kinds, or one of IDX files of pictures "
+    "(train-images..., train-labels..., t10k-...), or of MIDI or MusicXML files"
 )
+_LONGEST_LINE = 1 << 24  # bytes of a line of text to predict of
 _HEADER = "# Written by tfseq. Repeat this run: tfseq train --config THIS_FILE\n"
 _PICTURES = (".png", ".svg", ".pdf")
 _NOT_OF_THE_RUN = {"out", "config", "preset", "data_dir"}
@@ -370,7 +376,7 @@ def train(arguments: list[str]) -> None:
         _check_unchanged(parse(parser, rest[:2]), chosen)
     out = Path(chosen.out or _new_folder(name, chosen.data))
     _check_folder(out, resume)
-    _report(_train(chosen, out), out, splits_of(chosen.data))
+    _report(*_train(chosen, out), out, splits_of(chosen.data))
 
 
 def train_parser(name: str) -> ArgumentParser:
@@ -384,6 +390,8 @@ def train_parser(name: str) -> ArgumentParser:
     parser.add_argument("--out", type=str, help="run folder (default: runs/MODEL-DATA-DATE-TIME)")
     presets = ", ".join(f"{k}: {' '.join(f'{n}={v}' for n, v in p.items())}" for k, p in model.presets.items())
     parser.add_argument("--preset", choices=[*model.presets], help=f"named settings of the model; {presets or 'it has none'}")
+    if hasattr(model, "vectors_from"):
+        parser.add_argument("--vectors", type=str, help="text file of word vectors (GloVe, word2vec, fastText) to start from")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its settings")
     add_signature(parser.add_argument_group("training"), train, train, skip=("out", "resume"))
     group = parser.add_argument_group(f"the model {name}")
@@ -511,21 +519,79 @@ def _check_folder(out: Path, resume: bool) -> None:
         raise ValueError(f"--out must be a new run folder; {config} is not of a run and would be lost.")
 
 
-def _train(chosen: Namespace, out: Path) -> Run:
-    """Data, model, config.yaml, training."""
+def _train(chosen: Namespace, out: Path) -> tuple[Run, Sequences]:
+    """Data, model, config.yaml, training: the run, and what it was trained on."""
     import keras
 
     from tfseq.training import train
 
     data = load_dataset(chosen.data, "train", data_dir=chosen.data_dir)
     validation = load_dataset(chosen.data, "valid", data_dir=chosen.data_dir) if "valid" in splits_of(chosen.data) else None
+    _check_suits(chosen.model, data)
+    _advise_unit(chosen.model, data)
     keras.utils.set_random_seed(chosen.seed)
     model = MODELS[chosen.model.name].from_data(data, **{k: v for k, v in chosen.model.as_dict().items() if k != "name"})
+    if chosen.get("vectors") is not None:
+        _start_from_vectors(model, Path(chosen.vectors))
     _write_config(chosen, out)
     settings = {
         name: chosen[name] for name in inspect.signature(train).parameters if name not in ("model", "data", "validation", "out")
     }
-    return train(model, data, validation, out=out, **settings)
+    return train(model, data, validation, out=out, **settings), data
+
+
+def _start_from_vectors(model: Any, path: Path) -> None:
+    """The embedding's rows of the words that a file has."""
+    from tfseq.data.vectors import read_vectors
+
+    if model.text is None:
+        raise UsageError("--vectors is for data of words; this data has numbers.")
+    found = read_vectors(path, model.text.vocabulary)
+    model.vectors_from(found.matrix, found.found)
+    print(f"tfseq: {path} has vectors of {found.coverage:.1%} of the vocabulary.", file=sys.stderr)
+
+
+def _is_text(data: Sequences) -> bool:
+    """Whether x are texts, or tokens."""
+    return data.is_text or (len(data) > 0 and getattr(data.x[0], "dtype", None) is not None and data.x[0].dtype.kind == "U")
+
+
+def _check_suits(settings: Namespace, data: Sequences) -> None:
+    """ValueError where a model reads data of another kind."""
+    name = settings.name
+    import numpy as np
+
+    from tfseq.models.reader import Reader
+
+    readers = [model for model in MODELS if issubclass(MODELS[model], Reader)]
+    if name not in readers and _is_text(data):
+        raise ValueError(
+            f"--data must be numbers for the model {name}; {data.name} holds {'texts' if data.is_text else 'tokens'}. Models "
+            f"that read these: {', '.join(readers)}."
+        )
+    if name == "classifier" and data.y is not None and not data.one_label and any(np.size(y) > 1 for y in data.y):
+        raise ValueError(
+            f"--data must have one label for each sequence for the model classifier; {data.name} has one for each {data.step}. "
+            "The model tagger learns these."
+        )
+    if name == "tagger" and settings.head != "ctc" and data.one_label:
+        raise ValueError(
+            f"--data must have a label for each step for the model tagger; {data.name} has one for each sequence. The model "
+            "classifier learns these" + ("." if data.target is None else ", and --model.head ctc a transcription.")
+        )
+
+
+def _advise_unit(settings: Namespace, data: Sequences) -> None:
+    """A note where texts would be cut into words, but data is of letters."""
+    if settings.as_dict().get("unit") != "words" or not _is_text(data):
+        return
+    some = [] if data.is_text else [str(token) for x in data.x[:20] for token in x]
+    if data.step in ("base", "letter") or (some and max(map(len, some)) == 1):
+        print(
+            f"tfseq: a step of {data.name} is one {data.step}, but this model cuts texts into words. --model.unit characters "
+            "cuts them as the data.",
+            file=sys.stderr,
+        )
 
 
 def _write_config(chosen: Namespace, out: Path) -> None:
@@ -537,7 +603,7 @@ def _write_config(chosen: Namespace, out: Path) -> None:
         path.write_text(_HEADER + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
 
 
-def _report(run: Run, out: Path, splits: Collection[str]) -> None:
+def _report(run: Run, data: Sequences, out: Path, splits: Collection[str]) -> None:
     """The result of training, and what to do next."""
     monitor = f"val_{run.model.monitor}"
     validated = [row for row in run.history if monitor in row]
@@ -550,15 +616,41 @@ def _report(run: Run, out: Path, splits: Collection[str]) -> None:
         found = f"{last['nats_per_step']:.3f} nats per step" if "nats_per_step" in last else f"loss {last['loss']:.3f}"
         print(f"last training epoch: {found} (epoch {len(run.history)}; {run.stopped})")
         print("nothing was validated: the data has no split valid, so these are the last weights")
-    split = "test" if "test" in splits else "train"
-    steps = [(f"tfseq evaluate {out}", f"its likelihood on the {split} split")]
-    if hasattr(run.model, "decode"):
-        steps.append((f"tfseq predict {out} INPUT", "what it infers, step by step"))
-    steps += [
-        (f"tfseq sample {out}", "new sequences"),
-        (f"tfseq export {out} --out saved_models/{out.name}", "a SavedModel for TF Serving"),
-    ]
+    steps = _next_steps(run.model, data, out, "test" if "test" in splits else "train")
     print(f"run: {out}", "next:", *_columns(steps), sep="\n")
+
+
+def _next_steps(model: SequenceModel, data: Sequences, out: Path, split: str) -> Iterator[tuple[str, str]]:
+    """Commands that fit a model, and what they do."""
+    from tfseq.models.language_model import LanguageModel
+    from tfseq.models.reader import Reader
+
+    run, is_reader = shlex.quote(str(out)), isinstance(model, Reader)
+    scores = is_reader and not isinstance(model, LanguageModel)
+    yield f"tfseq evaluate {run}", f"its {'scores' if scores else 'likelihood'} on the {split} split"
+    if is_reader and model.text is not None:
+        what = {"classes": "classes", "tags": "tags", "target_text": "translations"}
+        word = "log-probabilities" if not scores else next(words for name, words in what.items() if hasattr(model, name))
+        yield f"echo {shlex.quote(_example(data))} | tfseq predict {run}", f"{word} of texts, a line each"
+    elif is_reader or hasattr(model, "decode"):
+        yield f"tfseq predict {run} INPUT", "what it says of other sequences" if is_reader else "what it infers, step by step"
+    if hasattr(model, "sample") or isinstance(model, LanguageModel):
+        yield f"tfseq sample {run}", "a new text" if is_reader else "new sequences"
+    yield f"tfseq export {run} --out {shlex.quote(f'saved_models/{out.name}')}", "a SavedModel for TF Serving"
+
+
+def _example(data: Sequences) -> str:
+    """The beginning of a text of a data set, or of its tokens."""
+    for x in data.x:
+        if isinstance(x, str):
+            line = next((line for line in x.splitlines() if line.strip()), "")
+            text = line if len(line) <= 60 else line[:60].rpartition(" ")[0] or line[:60]
+        else:
+            tokens = [str(token) for token in x[:30]]
+            text = "".join(tokens) if max(map(len, tokens), default=0) == 1 else " ".join(tokens[:8])
+        if text.strip():
+            return text.strip()
+    return "..."
 
 
 # Runs ---------------------------------------------------------------------------------------------------------------
@@ -609,6 +701,7 @@ def evaluate(arguments: list[str]) -> None:
     """`tfseq evaluate`."""
     import_tensorflow()
     from tfseq.evaluation import evaluate, is_binary
+    from tfseq.models.reader import Reader
 
     parser = make_parser("evaluate")
     parser.add_argument("run", type=str, help="run folder, or .keras file")
@@ -623,7 +716,9 @@ def evaluate(arguments: list[str]) -> None:
     if split != (chosen.split or "test"):
         print(f"tfseq: {name} has no split test; this scores train, which the model may have been fitted to.", file=sys.stderr)
     data = load_dataset(name, split, data_dir=data_dir)
-    has_baselines = not hasattr(model, "log_partition") and is_binary(data) and "train" in splits_of(name)
+    has_baselines = "train" in splits_of(name) and (
+        isinstance(model, Reader) or (not hasattr(model, "log_partition") and is_binary(data))
+    )
     baselines_from = load_dataset(name, "train", data_dir=data_dir) if has_baselines else None
     settings = {k: chosen[k] for k in ("num_samples", "batch_size", "num_chains", "num_temperatures", "seed") if k in chosen}
     with _working(f"Scoring {len(data)} sequences"), warnings.catch_warnings(record=True) as notes:
@@ -653,6 +748,10 @@ def _working(text: str) -> Iterator[None]:
         yield
 
 
+_DIGITS = {"accuracy": 4, "entity_f1": 4, "error_rate": 4, "calibration_error": 4, "bleu": 2}
+"""Digits after the point that a figure is shown with, where these are not 3."""
+
+
 def _print_table(result: Mapping[str, Any], title: str) -> None:
     """Every figure with its standard error and its convention, and the baselines."""
     from rich.console import Console
@@ -662,21 +761,29 @@ def _print_table(result: Mapping[str, Any], title: str) -> None:
 
     errors = {"importance_per_step": "importance_standard_error"}  # `standard_error` is that of the bound, or exact figure
     errors |= dict.fromkeys(("bound_per_step", "log_prob_per_step", "log_prob"), "standard_error")
-    per_step = "protocol" not in result  # else of a Boltzmann machine
+    of_reader = "nats_per_token" in result
+    main = ("accuracy" if "accuracy" in result else "nats_per_token") if of_reader else ""
+    errors |= {main: "standard_error"}
+    per_step = "protocol" not in result and not of_reader  # else of a Boltzmann machine
     header = ("nats per step", "convention (lower is better)") if per_step else ("nats", "what it is")
-    table = Table("figure", header[0], "std. error", header[1])
+    table = Table("figure", "value" if of_reader else header[0], "std. error", header[1])
     for column in table.columns[1:3]:
         column.justify = "right"
     for key, convention in CONVENTIONS.items():
         if key in result:
-            error = result.get(errors.get(key, ""))
-            table.add_row(key, f"{result[key]:.3f}", "" if error is None else f"{error:.3f}", convention)
-    for i, (name, nats) in enumerate(result.get("baselines", {}).items()):
+            digits, error = _DIGITS.get(key, 3), result.get(errors.get(key, ""))
+            table.add_row(
+                key, f"{result[key]:.{digits}f}", "" if error is None or math.isnan(error) else f"{error:.{digits}f}", convention
+            )
+    for i, (name, value) in enumerate(result.get("baselines", {}).items()):
         if i == 0:
             table.add_section()
-        table.add_row(name, f"{nats:.3f}", "", "baseline, fitted to the train split")
+        what = f"{main} of a baseline" if of_reader else "baseline"
+        table.add_row(name, f"{value:.{_DIGITS.get(main, 3)}f}", "", f"{what}, fitted to the train split")
     counts = {"num_sequences": "sequences", "num_steps": "steps", "num_samples": "samples each"}
-    if not per_step:
+    if of_reader and "protocol" in result:
+        title += f" ({result['protocol']})"
+    elif not of_reader and not per_step:
         title += f" (values: {result['protocol']}{'; log_prob is a lower bound' if result.get('is_bound') else ''})"
         counts |= {"num_chains": "chains", "num_temperatures": "temperatures of annealing"}
     print(f"{title}: {', '.join(f'{result[key]} {words}' for key, words in counts.items() if key in result)}")
@@ -685,23 +792,62 @@ def _print_table(result: Mapping[str, Any], title: str) -> None:
 
 def predict(arguments: list[str]) -> None:
     """`tfseq predict`."""
-    parser = make_parser("predict", "The rows are those of INPUT: sequence, step, and what the model infers there.")
+    parser = make_parser(
+        "predict",
+        "Taggers, classifiers, language models and translators answer each text, in its order. Of other models there is one "
+        "INPUT and a row for each of its steps: sequence, step, and what the model infers there.",
+    )
     parser.add_argument("run", type=str, help="run folder, or .keras file")
-    parser.add_argument("input", type=str, help=f"data set, or {_OWN_DATA}")
+    parser.add_argument(
+        "input",
+        type=str,
+        nargs="*",
+        help=f"data set, or {_OWN_DATA}; of models that read texts, also a file with a text a line (.txt), or - for such lines "
+        "on standard input (default); of those trained on spoken digits also .wav",
+    )
     parser.add_argument("--data_dir", type=str, help="folder of already downloaded data files; TFSEQ_DATA where not given")
     _add_split(parser, "decode")
     parser.add_argument("--batch_size", type=int, default=20, help="sequences at once; it does not change the result")
-    parser.add_argument("--out", type=str, help="file to write, FILE.csv (default: standard output)")
+    forms = "columns, or one JSON object a line (default: conll; json where --out ends in .json)"
+    parser.add_argument("--format", choices=("conll", "json"), help=f"what texts are answered with: {forms}")
+    parser.add_argument("--n_best", type=int, default=0, help="as many of the best tag sequences of a CRF, for --format json")
+    files = "FILE.csv; of models that read texts .conll, .tsv, .txt, .json or .jsonl"
+    parser.add_argument("--out", type=str, help=f"file to write, {files} (default: standard output)")
     parser.add_argument("--plot", type=str, help=f"picture of the first sequence, its suffix {', '.join(_PICTURES)}")
     chosen = parse(parser, arguments)
     checks.at_least(1, batch_size=chosen.batch_size)
-    for flag, suffixes in (("out", (".csv",)), ("plot", _PICTURES)):
+    checks.at_least(0, n_best=chosen.n_best)
+    for flag, suffixes in (("out", (".csv", *_ANSWERS)), ("plot", _PICTURES)):
         if chosen[flag] is not None and Path(chosen[flag]).suffix.lower() not in suffixes:
             raise UsageError(f"--{flag} must end in {' or '.join(suffixes)}; received {chosen[flag]!r}.")
-    name = _check_data(chosen.input, "INPUT")
+    for name in chosen.input:
+        if name != "-" and (Path(name).is_dir() or not Path(name).exists()):
+            _check_data(name, "INPUT")
     import_tensorflow()
+    from tfseq.models.reader import Reader
+
     model = _load(chosen.run)
+    if isinstance(model, Reader):
+        _answer(model, chosen)
+    else:
+        _decode_steps(model, chosen)
+
+
+_ANSWERS = (".conll", ".tsv", ".txt", ".json", ".jsonl")
+
+
+def _decode_steps(model: SequenceModel, chosen: Namespace) -> None:
+    """What `decode` of a model says of the sequences of INPUT, a row a step."""
     _method(model, "decode")  # before the data is read
+    if len(chosen.input) != 1:
+        rule = f"takes one INPUT, a data set or a file; received {len(chosen.input)}"
+        raise UsageError(f"Missing: INPUT. A {type(model).__name__} {rule}." if not chosen.input else f"This run {rule}.")
+    for flag in ("format", "n_best"):
+        if chosen[flag]:
+            raise UsageError(f"--{flag} is for models that read texts; this is a {type(model).__name__}.")
+    if chosen.out is not None and Path(chosen.out).suffix.lower() != ".csv":
+        raise UsageError(f"--out must end in .csv for a {type(model).__name__}; received {chosen.out!r}.")
+    name = _check_data(chosen.input[0], "INPUT")
     data = load_dataset(name, _split(name, chosen.split), data_dir=chosen.data_dir)
     with _working(f"Decoding {len(data)} sequences"):
         found = _decode(model, data, chosen.batch_size)
@@ -715,6 +861,193 @@ def predict(arguments: list[str]) -> None:
         print(chosen.out)
     if chosen.plot is not None:
         print(chosen.plot, file=sys.stderr if chosen.out is None else sys.stdout)
+
+
+def _answer(model: Reader, chosen: Namespace) -> None:
+    """What a model of tokens or frames says of the sequences of INPUT, in their order, as they come."""
+    from tfseq.writers import answer_lines
+
+    form = chosen.format or ("json" if chosen.out and Path(chosen.out).suffix.lower() in (".json", ".jsonl") else "conll")
+    if chosen.out is not None and Path(chosen.out).suffix.lower() not in _ANSWERS:
+        raise UsageError(f"--out must end in {' or '.join(_ANSWERS)} for a {type(model).__name__}; received {chosen.out!r}.")
+    if chosen.n_best and (form != "json" or getattr(model, "crf", None) is None):
+        raise UsageError("--n_best is for taggers with head=crf and --format json.")
+    if chosen.plot is not None and not (hasattr(model, "attention_weights") or getattr(model, "head", "ctc") != "ctc"):
+        raise UsageError(f"--plot is for taggers and translators; this is a {type(model).__name__}.")
+    plotted = chosen.plot is None
+    with contextlib.ExitStack() as stack:
+        file = sys.stdout
+        if chosen.out is not None:
+            path = stack.enter_context(replace_file(chosen.out))
+            file = stack.enter_context(path.open("w", newline="\n", encoding="utf-8"))
+        for data in _blocks(model, chosen):
+            for answer in _answers(model, data, chosen.batch_size, chosen.n_best, form == "json"):
+                file.write(answer_lines(answer, form))
+            file.flush()
+            if not plotted and (row := next((row for row, n in enumerate(data.lengths) if n), None)) is not None:
+                _plot_answer(model, data.take([row]), chosen.plot)
+                plotted = True
+    if chosen.out is not None:
+        print(chosen.out)
+    if not plotted:
+        raise ValueError("--plot needs a sequence that is not empty; INPUT has none.")
+    if chosen.plot is not None:
+        print(chosen.plot, file=sys.stderr if chosen.out is None else sys.stdout)
+
+
+def _blocks(model: Reader, chosen: Namespace) -> Iterator[Sequences]:
+    """The sequences of INPUT in their order, some at a time: of standard input those that are there."""
+    from tfseq.data import Sequences
+
+    def is_recording(name: str) -> bool:
+        return name not in DATASETS and Path(name).suffix.lower() == ".wav"
+
+    for recorded, names in itertools.groupby(chosen.input or ["-"], is_recording):
+        if recorded:
+            yield _recordings(list(names), model, chosen.run)
+            continue
+        for name in names:
+            is_data = name in DATASETS or Path(name).is_dir() or Path(name).suffix.lower() in set(FILES) - {".txt"}
+            if name != "-" and is_data:
+                name = _check_data(name, "INPUT")
+                data = replace(load_dataset(name, _split(name, chosen.split), data_dir=chosen.data_dir), y=None, target=None)
+                _check_read(model, name, data.x)
+                for begin in range(0, len(data), 1000):
+                    yield data.take(range(begin, min(begin + 1000, len(data))))
+                continue
+            _check_read(model, "standard input" if name == "-" else name, ["text"])
+            with contextlib.nullcontext(_standard_input()) if name == "-" else open(name, "rb") as file:
+                for lines in _lines(file):
+                    yield Sequences(lines)
+
+
+def _check_read(model: Reader, name: str, x: Sequence[Any]) -> None:
+    """UsageError where a model of frames is given texts, or one of texts real numbers, or frames of another size."""
+    import numpy as np
+
+    if not len(x):
+        return
+    first = np.asarray(x[0])
+    size = first.shape[1] if first.ndim == 2 else 0
+    if size == (0 if model.text is not None else model.feature_dim):
+        return
+    wanted = "texts or tokens" if model.text is not None else f"frames of {model.feature_dim} numbers"
+    received = "texts or tokens" if first.dtype.kind == "U" else f"frames of {size} numbers" if size else "whole numbers"
+    raise UsageError(f"INPUT must hold {wanted} for this run, as what it was trained on does; {name} holds {received}.")
+
+
+def _standard_input() -> BinaryIO:
+    """Standard input as bytes."""
+    if sys.stdin is None:
+        raise UsageError("Missing: INPUT. Standard input is closed.")
+    if sys.stdin.isatty():
+        print("tfseq: reading standard input, a text a line; Ctrl-D ends it.", file=sys.stderr)
+    return sys.stdin.buffer
+
+
+def _lines(file: BinaryIO) -> Iterator[list[str]]:
+    """The lines of a file that are there, over and over, not waiting for more of them; U+FFFD for bytes that are not UTF-8."""
+    rest, first = b"", True
+    read = getattr(file, "read1", file.read)
+    while chunk := read(1 << 16):
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > _LONGEST_LINE:
+            raise ValueError(f"A line of INPUT must have at most {_LONGEST_LINE} bytes; one has more. Are these texts?")
+        if lines:
+            yield _texts(lines, first)
+            first = False
+    if rest:
+        yield _texts([rest], first)
+
+
+def _texts(lines: list[bytes], first: bool) -> list[str]:
+    found = [line.decode("utf-8", "replace").removesuffix("\r") for line in lines]
+    return [found[0].removeprefix("\ufeff"), *found[1:]] if first else found
+
+
+def _recordings(names: list[str], model: Reader, run: str) -> Sequences:
+    """Recordings, as the data that a run was trained on has them."""
+    from tfseq.data import Sequences
+    from tfseq.data.speech import frames, log_mel, read_wav
+
+    features = {"spoken-digits": frames, "spoken-digits-mel": log_mel}
+    trained_on = read_card(run).get("data", {}).get("name")
+    if trained_on not in features:
+        raise UsageError(
+            f"INPUT may be .wav for runs on {' or '.join(features)}, whose features are known; this one was trained on "
+            f"{trained_on}."
+        )
+    make: Callable[[np.ndarray], np.ndarray] = features[trained_on]  # type: ignore[assignment]
+    return Sequences([make(read_wav(name)) for name in names], names=[Path(name).stem for name in names])
+
+
+def _answers(model: Reader, data: Sequences, batch_size: int, num_best: int, has_all: bool) -> list[dict[str, Any]]:
+    """What a model says of each sequence, in their order; `has_all`: with entities, and the probabilities of all classes."""
+    import numpy as np
+
+    cut = model.prepare(data)
+    found: list[dict[str, Any]] = [{} for _ in data.x]
+    order = np.argsort(cut.lengths, kind="stable")
+    for begin in range(0, len(order), batch_size):
+        rows = order[begin : begin + batch_size]
+        padded = cut.take(rows).padded()
+        batch = model.as_batch({"x": padded["x"], "mask": padded["mask"]})
+        for row, answer in zip(rows, _said(model, batch, num_best, has_all), strict=True):
+            read: dict[str, Any] = {"name": data.names[row]} if data.names else {}
+            if isinstance(data.x[row], str):
+                read["text"] = data.x[row]
+            if np.ndim(cut.x[row]) == 1 and ("tags" in answer or "text" not in read):
+                read["tokens"] = [str(token) for token in cut.x[row]]
+            found[row] = read | answer
+    return found
+
+
+def _said(model: Any, batch: dict[str, np.ndarray], num_best: int, has_all: bool) -> Iterator[dict[str, Any]]:
+    """What a model says of each row of a batch."""
+    lengths = batch["mask"].sum(1)
+    if hasattr(model, "classify"):
+        for label, probs in zip(*(a.numpy() for a in model.classify(batch)), strict=True):
+            answer = {"label": model.classes[label], "prob": float(probs[label])}
+            yield answer | ({"probs": dict(zip(model.classes, probs.tolist(), strict=True))} if has_all else {})
+    elif hasattr(model, "translate") or getattr(model, "head", "") == "ctc":
+        name = "translation" if hasattr(model, "translate") else "transcription"
+        said = model.decode(batch)
+        for text, log_prob in zip(said["text"], said["log_prob"], strict=True):
+            yield {name: str(text), "log_prob": float(log_prob)}
+    elif hasattr(model, "predict_tags"):
+        tags, scores = (a.numpy() for a in model.predict_tags(batch))
+        entities = model.entities(batch) if has_all and model.tables is not None else None
+        best = model.n_best(batch, num_best) if num_best else None
+        for i, n in enumerate(lengths):
+            answer = {"tags": [model.tags[k] for k in tags[i, :n]], "scores": scores[i, :n].tolist()}
+            if entities is not None:
+                answer["entities"] = [{"type": e.kind, "start": e.start, "stop": e.stop, "prob": e.prob} for e in entities[i]]
+            if best is not None:
+                ranked = zip(best.tags.numpy()[i, :, :n], best.log_prob.numpy()[i], strict=True)
+                answer["n_best"] = [
+                    {"tags": [model.tags[k] for k in path], "log_prob": float(p)} for path, p in ranked if math.isfinite(p)
+                ]
+            yield answer
+    else:
+        for log_prob, n in zip(model.log_prob(batch).numpy(), lengths, strict=True):
+            yield {"log_prob": float(log_prob), "num_tokens": int(n)}
+
+
+def _plot_answer(model: Any, data: Sequences, path: str) -> None:
+    """The first sequence: the probabilities of its tags, or where its translation looked."""
+    import numpy as np
+
+    from tfseq import plots
+
+    (x,) = model.prepare(data).x
+    tokens = [str(token) for token in x] if np.ndim(x) == 1 else [str(t) for t in range(len(x))]
+    if not hasattr(model, "attention_weights"):
+        plots.tag_probs(model.marginals({"x": x[None]}).numpy()[0], tokens, model.tags, path, title=type(model).__name__)
+        return
+    said = model.decode({"x": x[None]})["text"][0]
+    (target,) = model.cut("target", [str(said)])
+    weights = model.attention_weights({"x": x[None], "target": target[None]}).numpy()[0]
+    plots.attention(weights, tokens, target.tolist(), path, title=type(model).__name__)
 
 
 def _decode(model: SequenceModel, data: Sequences, batch_size: int) -> list[dict[str, np.ndarray]]:
@@ -767,27 +1100,43 @@ def _plot_states(model: SequenceModel, data: Sequences, found: list[dict[str, np
 
 def sample(arguments: list[str]) -> None:
     """`tfseq sample`."""
-    from tfseq.writers import MUSIC, PICTURE, SUFFIXES, write_samples
+    from tfseq.writers import MUSIC, PICTURE, SUFFIXES, TEXTS, write_samples
 
     parser = make_parser("sample", "Of a run on pictures, each step is one: .png is a grid of all of them.")
     parser.add_argument("run", type=str, help="run folder, or .keras file")
     parser.add_argument("--num", type=int, default=1, help="how many sequences (with --prefix: continuations)")
-    parser.add_argument("--length", type=int, default=DEFAULT_LENGTH, help="their steps (with --prefix: those after it)")
+    default = f"(default: {DEFAULT_LENGTH}, of texts {DEFAULT_TOKENS} tokens)"
+    parser.add_argument("--length", type=int, help=f"their steps; with --prefix or --prompt those after it {default}")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same sequences")
-    scores = "a score (.mid, .musicxml, ...; not transposed), or .npz with x [T, D] or [N, T, D]"
-    parser.add_argument("--prefix", type=str, help=f"what to continue: {scores}")
-    parser.add_argument("--out", type=str, help=f"file to write, by its suffix {', '.join(SUFFIXES)} (default: RUN/sample.npz)")
+    scores = "a score (.mid, .musicxml, ...; not transposed), .npz with x [T, D] or [N, T, D], or of a language model a text"
+    parser.add_argument("--prefix", type=str, help=f"file of what to continue: {scores}")
+    default = "RUN/sample.npz; a text goes to standard output"
+    parser.add_argument("--out", type=str, help=f"file, by its suffix {', '.join([*SUFFIXES, *TEXTS])} (default: {default})")
+    group = parser.add_argument_group("of a language model")
+    group.add_argument("--prompt", type=str, help="text to continue")
+    group.add_argument("--class", type=str, help="class to write of, where the model is conditional")
+    group.add_argument("--temperature", type=float, default=1.0, help="below 1 more likely texts; 0 the best token each time")
+    group.add_argument("--top_k", type=int, default=0, help="draw among the k best tokens; 0 for all")
+    group.add_argument("--top_p", type=float, default=1.0, help="draw among the best tokens whose probabilities reach p")
+    group.add_argument("--num_beams", type=int, default=1, help="above 1 a beam searches for the most probable text")
     chosen = parse(parser, arguments)
-    checks.at_least(1, num=chosen.num, length=chosen.length)
+    checks.at_least(1, num=chosen.num, length=1 if chosen.length is None else chosen.length)
     out = Path(chosen.out) if chosen.out else _run_file(chosen.run, "sample.npz")
-    if out.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"--out must end in one of {', '.join(SUFFIXES)}; received {str(out)!r}.")
+    if out.suffix.lower() not in (*SUFFIXES, *TEXTS):
+        raise UsageError(f"--out must end in one of {', '.join([*SUFFIXES, *TEXTS])}; received {str(out)!r}.")
     data = read_card(chosen.run).get("data", {})
     step, shape = data.get("step") or "step", data.get("shape")
     if (shape or step == PICTURE) and out.suffix.lower() in MUSIC:
         raise UsageError(f"--out must end in .png, .npz or .csv for a run on pictures; received {str(out)!r}.")
     import_tensorflow()
+    from tfseq.models.language_model import LanguageModel
+
     model = _load(chosen.run)
+    if isinstance(model, LanguageModel):
+        _write(model, chosen)
+        return
+    _check_no_text(model, chosen, parser)
+    chosen.length = DEFAULT_LENGTH if chosen.length is None else chosen.length
     given = [] if chosen.prefix is None else _read_prefix(Path(chosen.prefix), model, step)
     with _working("Sampling"):
         sequences = _continue(model, given, chosen) if given else list(_draw(model, chosen))
@@ -802,6 +1151,74 @@ def sample(arguments: list[str]) -> None:
         shape=tuple(shape) if isinstance(shape, list) else None,
     )
     print("\n".join(map(str, paths)))
+
+
+_OF_TEXTS = ("prompt", "class", "temperature", "top_k", "top_p", "num_beams")
+
+
+def _check_no_text(model: SequenceModel, chosen: Namespace, parser: ArgumentParser) -> None:
+    """UsageError where flags of a language model are given to another."""
+    from tfseq.writers import TEXTS
+
+    given = [f"--{name}" for name in _OF_TEXTS if chosen[name] != parser.get_default(name)]
+    if given:
+        raise UsageError(f"{', '.join(given)}: only for a language model; this is a {type(model).__name__}.")
+    if chosen.out and Path(chosen.out).suffix.lower() in TEXTS:
+        raise UsageError(f"--out may end in {' or '.join(TEXTS)} for a language model; this is a {type(model).__name__}.")
+    _method(model, "sample")
+
+
+def _write(model: LanguageModel, chosen: Namespace) -> None:
+    """Texts of a language model: to standard output, or into a file."""
+    from tfseq.writers import TEXTS, join_texts, write_texts
+
+    if chosen.out and Path(chosen.out).suffix.lower() not in TEXTS:
+        raise UsageError(f"--out must end in {' or '.join(TEXTS)} for a language model; received {chosen.out!r}.")
+    if chosen.prompt is not None and chosen.prefix is not None:
+        raise UsageError("--prompt and --prefix both say what to continue; give one of them.")
+    if chosen.num_beams > 1 and chosen.num > 1:
+        raise UsageError("--num must be 1 with --num_beams: a beam finds one text, and draws nothing.")
+    prompt = chosen.prompt or ""
+    if chosen.prefix is not None:
+        from tfseq.data.reading import decoded
+
+        if not Path(chosen.prefix).is_file():
+            raise FileNotFoundError(f"--prefix must be a file; there is no {chosen.prefix}.")
+        prompt = decoded(chosen.prefix, Path(chosen.prefix).read_bytes())
+    settings = {name: chosen[name] for name in ("temperature", "top_k", "top_p", "num_beams")}
+    wanted = chosen["class"]
+    with _working("Writing"):
+        found = model.generate(
+            [prompt] * chosen.num,
+            DEFAULT_TOKENS if chosen.length is None else chosen.length,
+            classes=None if wanted is None else [wanted] * chosen.num,
+            seed=[chosen.seed, 0],
+            **settings,
+        )
+    texts = [_continued(model, prompt, new.decode("utf-8", "replace")) for new in found.numpy()]
+    if chosen.out:
+        about = {"prompt": prompt} | ({} if wanted is None else {"class": wanted})
+        write_texts(chosen.out, [about | {"text": text} for text in texts])
+        print(chosen.out)
+    else:
+        print(join_texts(texts).removesuffix("\n"))
+
+
+def _continued(model: LanguageModel, prompt: str, new: str) -> str:
+    """A prompt and what comes after it as one text, with a space between where words need one."""
+    if model.text.unit == "characters" or not prompt or not new or prompt[-1].isspace():
+        return prompt + new
+    import tensorflow as tf
+
+    from tfseq.layers.text import tokenize
+
+    if new.startswith("##"):  # of subwords: goes on with a word
+        return prompt + new[2:]
+    (before, after), mask = tokenize([prompt, new])
+    before, after = before.numpy(), after.numpy()
+    pair = [before[int(mask.numpy()[0].sum()) - 1], after[0]]
+    joined = model.text.join([pair], tf.constant([[True, True]])).numpy()[0]
+    return prompt + ("" if joined == pair[0] + pair[1] else " ") + new
 
 
 def _method(model: SequenceModel, name: str) -> Callable[..., Any]:
@@ -890,17 +1307,17 @@ COMMANDS = {
     "evaluate": Command(
         evaluate,
         "evaluate RUN [--data NAME|FILE|FOLDER] [--split test] [--json] ...",
-        "likelihood of a data set under a trained model",
+        "likelihood of a data set under a trained model; accuracy, F1, BLEU",
     ),
     "predict": Command(
         predict,
-        "predict RUN INPUT [--split test] [--out FILE.csv] [--plot FILE.png] ...",
-        "the hidden states of given sequences, step by step",
+        "predict RUN [INPUT ...] [--format conll|json] [--split test] [--out FILE] [--plot FILE.png] ...",
+        "tags, classes, translations of texts; hidden states of sequences",
     ),
     "sample": Command(
         sample,
-        "sample RUN [--num N] [--length T] [--prefix FILE] [--out FILE] ...",
-        "new sequences, or continuations of given ones",
+        "sample RUN [--num N] [--length T] [--prefix FILE | --prompt TEXT] [--out FILE] ...",
+        "new sequences or texts, or continuations of given ones",
     ),
     "export": Command(export, "export RUN --out saved_models/NAME [--version N] ...", "write a SavedModel for TF Serving"),
 }

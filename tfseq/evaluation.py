@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ CONVENTIONS = {
     "bleu": "BLEU of the corpus, higher is better (see `protocol`)",
     "perplexity": "exp of the nats per token, lower is better",
     "bits_per_character": "exact -log2 p(x) / characters, lower is better",
-    "nats_per_token": "exact: sum of -log p / sum of tokens, lower is better",
+    "nats_per_token": "exact: sum of -log p / number of the tokens (tags, classes) predicted, lower is better",
     "calibration_error": "expected |confidence - accuracy| over 15 bins of confidence, lower is better",
     "bound_per_step": "(b) pooled bound: sum of -ELBO / sum of steps",
     "importance_per_step": "(a) importance-sampled NLL: sum of -log mean weight / sum of steps",
@@ -63,7 +64,8 @@ def evaluate(
         num_chains: chains of the annealing that estimates log Z of a Boltzmann machine.
         num_temperatures: its inverse temperatures; small machines need neither.
         seed: decides the samples; each sequence has its own numbers.
-        baselines_from: training data; the result then has `baselines` fitted to it (binary data only).
+        baselines_from: training data; the result then has `baselines` fitted to it: nats per step (binary data), nats per token
+            (of a language model), or accuracy (of a tagger or a classifier).
 
     Returns:
         `bound_per_step` (b), `importance_per_step` (a), `bound_sequence_mean` (c), `standard_error` (of (b), over sequences),
@@ -72,7 +74,8 @@ def evaluate(
         machines `log_prob`, `standard_error` (over vectors), `is_bound`, `protocol` (how grey values were presented),
         `log_partition`, and where it was annealed `log_partition_low`, `log_partition_high` (three standard errors of Z),
         `log_partition_reverse`, `log_prob_reverse`, `effective_sample_size`, `converged`; `reconstruction_error` alone where
-        there is no likelihood.
+        there is no likelihood. Of models of tokens or frames `nats_per_token` and what else applies of `CONVENTIONS`;
+        `standard_error` is that of `accuracy`, and of a language model that of `nats_per_token`.
     """
     checks.at_least(1, num_samples=num_samples, batch_size=batch_size)
     if data.lengths.sum() == 0:
@@ -108,6 +111,12 @@ def evaluate(
 def _reader_figures(model: Reader, data: Sequences, batch_size: int, train: Sequences | None) -> dict[str, Any]:
     """What is to be said of a model of tokens or frames; `data` is prepared."""
     result: dict[str, Any] = {}
+    wanted = "target" if isinstance(model, Seq2Seq) or getattr(model, "head", "") == "ctc" else "y"
+    if not isinstance(model, LanguageModel) and getattr(data, wanted) is None:
+        raise ValueError(
+            f"`data` must have `{wanted}`, what a {type(model).__name__} should have said, to be scored; the data set "
+            f"{data.name!r} has none."
+        )
     if isinstance(model, LanguageModel):
         log_prob, lengths = np.zeros(len(data)), data.lengths
         for batch in stream(data if model.conditional else replace(data, y=None), batch_size):
@@ -133,6 +142,8 @@ def _reader_figures(model: Reader, data: Sequences, batch_size: int, train: Sequ
         wrong = np.bincount(rows, weights=1.0 - right, minlength=len(data))
         _, result["standard_error"] = _per_step(wrong, per_row)
         result["calibration_error"] = calibration_error(confidence, right)
+        if train is not None:
+            result["baselines"] = label_baselines(model.prepare(train), data)
     return result | {"num_sequences": len(data), "num_steps": int(data.lengths.sum())}
 
 
@@ -289,3 +300,31 @@ def per_feature_markov(train: Sequence[np.ndarray], test: Sequence[np.ndarray]) 
     for x in test:
         nats += _nats(x[:1], first) + _nats(x[1:], np.where(x[:-1] > 0.5, on_on, off_on))
     return nats / sum(len(x) for x in test)
+
+
+def label_baselines(train: Sequences, test: Sequences) -> dict[str, float]:
+    """Accuracy on `test` of the most frequent label in `train`; of labels of tokens, of the most frequent one of each token.
+
+    A token that `train` does not have gets the most frequent label of all. Labels that are not known do not count.
+    """
+    if train.y is None or test.y is None:
+        return {}
+    pairs: Counter[tuple[Any, Any]] = Counter(_labelled(train))
+    overall: Counter[Any] = Counter()
+    for (_, label), count in pairs.items():
+        overall[label] += count
+    if not overall:
+        return {}
+    best = overall.most_common(1)[0][0]
+    of_token = {token: label for (token, label), _ in reversed(pairs.most_common())}
+    answers = [(of_token.get(token, best), label) for token, label in _labelled(test)]
+    name = "most frequent class" if None in of_token else "most frequent tag of each token"
+    return {name: sum(answer == label for answer, label in answers) / max(1, len(answers))}
+
+
+def _labelled(data: Sequences) -> Iterator[tuple[Any, Any]]:
+    """Each label that is known, and its token: None where it is of a whole sequence, or of a frame."""
+    for x, y in zip(data.x, () if data.y is None else data.y, strict=True):
+        labels = np.reshape(y, -1).tolist()
+        tokens = np.asarray(x).tolist() if np.ndim(x) == 1 and np.ndim(y) == 1 else [None] * len(labels)
+        yield from ((token, label) for token, label in zip(tokens, labels, strict=True) if label not in ("", -1))

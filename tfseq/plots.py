@@ -246,6 +246,125 @@ def _state_colours(num_states: int) -> list:
     return list(matplotlib.colormaps["viridis"](np.linspace(0.0, 1.0, num_states)))
 
 
+def attention(
+    weights: np.ndarray,
+    source: Sequence[str],
+    target: Sequence[str],
+    path: str | Path | None = None,
+    *,
+    title: str = "",
+) -> Figure:
+    """Draws where a decoder looks: a row for each token it writes, a column for each it reads; black is all, white nothing.
+
+    Args:
+        weights: `[L, S]`, in [0, 1].
+        source: the tokens read `[S]`; what no font at hand can write is drawn as a box.
+        target: the tokens written `[L]`.
+        path: the picture file, format by its suffix; not written where None.
+        title: heading of the figure.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: on numbers of tokens that are not those of the weights, or values outside [0, 1].
+    """
+    return _token_map("weights", weights, source, target, ("source", "target"), "attention", title, path)
+
+
+def tag_probs(
+    probs: np.ndarray,
+    tokens: Sequence[str],
+    tags: Sequence[str],
+    path: str | Path | None = None,
+    *,
+    title: str = "",
+) -> Figure:
+    """Draws the probability of each tag at each token: a row for each tag that has some, a column for each token.
+
+    Args:
+        probs: `[T, K]`, in [0, 1].
+        tokens: `[T]`.
+        tags: names of the tags `[K]`. Those below a hundredth everywhere are left out.
+        path, title: as in `attention`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: as `attention`.
+    """
+    probs = np.asarray(probs, float)
+    if probs.ndim == 2 and probs.shape[1] == len(tags) and probs.size:
+        shown = np.flatnonzero(probs.max(0) >= 0.01)
+        probs, tags = probs[:, shown], [tags[int(k)] for k in shown]
+    return _token_map("probs", probs.T, tokens, tags, ("", "tag"), "probability", title, path)
+
+
+def _token_map(
+    name: str,
+    values: np.ndarray,
+    columns: Sequence[str],
+    rows: Sequence[str],
+    axes_names: tuple[str, str],
+    scale_name: str,
+    title: str,
+    path: str | Path | None,
+) -> Figure:
+    """A heat map of numbers in [0, 1], `[rows, columns]`, each with its words."""
+    values = np.asarray(values, float)
+    if values.shape != (len(rows), len(columns)) or not values.size:
+        raise ValueError(
+            f"`{name}` must have a number for each pair of {len(rows)} and {len(columns)} tokens, at least one; "
+            f"received shape {list(values.shape)}."
+        )
+    if not (values.min() >= -1e-3 and values.max() <= 1.0 + 1e-3):
+        raise ValueError(f"`{name}` must lie in [0, 1]; received {values.min():.6g} to {values.max():.6g}. Are they logarithms?")
+    fonts, written = _written([*columns, *rows])
+    longest = [max(map(len, part)) for part in (written[: len(columns)], written[len(columns) :])]
+    width, height = 0.26 * len(columns) + 0.09 * longest[1] + 1.8, 0.26 * len(rows) + 0.09 * longest[0] + 0.9
+    figure = _figure(min(max(width, 3.0), 40.0), min(max(height, 1.8), 40.0))
+    axes = figure.subplots()
+    image = axes.imshow(values, cmap="Greys", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
+    style: dict = {"family": fonts, "fontsize": 9, "parse_math": False}  # a token may be a $
+    every = math.ceil(len(columns) / 150), math.ceil(len(rows) / 150)  # as many as have room
+    axes.set_xticks(range(0, len(columns), every[0]), written[: len(columns) : every[0]], rotation=90, **style)
+    axes.set_yticks(range(0, len(rows), every[1]), written[len(columns) :: every[1]], **style)
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set(xlabel=axes_names[0], ylabel=axes_names[1])
+    bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=20, label=scale_name)
+    bar.outline.set_visible(False)
+    return _finish(figure, title, path)
+
+
+_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans JP", "Noto Sans CJK SC", "Source Han Sans", "IPAexGothic", "TakaoGothic", "Hiragino Sans",
+    "Yu Gothic", "MS Gothic", "Microsoft YaHei", "PingFang SC", "WenQuanYi Zen Hei", "Droid Sans Fallback",
+    "Arial Unicode MS", "Noto Sans",
+)  # fmt: skip
+"""Fonts with more letters than that of matplotlib, which lacks those of China, Japan and Korea."""
+
+
+def _written(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Fonts that can write the words, and the words: white space shown, and a box for what no font has, so that none warns."""
+    from matplotlib import font_manager
+
+    words = [word.translate({10: "\\n", 9: "\\t", 13: "\\r"}) or "''" for word in words]
+    words = [word if word.strip() else "\u2423" * len(word) for word in words]
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    fonts: list[str] = []
+    known: set[int] = set()
+    for name in ("DejaVu Sans", *_FONTS):
+        lacking = any(ord(letter) not in known for word in words for letter in word)
+        if name in installed and (not fonts or lacking):
+            found = set(font_manager.get_font(font_manager.findfont(name)).get_charmap())
+            if found - known:
+                fonts.append(name)
+                known |= found
+    return fonts, ["".join(letter if ord(letter) in known else "\u25a1" for letter in word) for word in words]
+
+
 def _draw_features(axes: Axes, series: np.ndarray, levels: np.ndarray | None) -> None:
     """Lines of the features `[T, D]`, and of the levels of their states `[T, D]`."""
     num_steps, num_features = series.shape

@@ -294,7 +294,9 @@ def train(
             for rows in epoch_batches(
                 sequences.lengths, batch_size, batch_steps=batch_steps
             ):  # all values are checked before any work
-                model.as_batch(sequences.take(rows))
+                batch = model.as_batch(sequences.take(rows))
+                if sequences is data:
+                    model.check_training(batch)
     held_out = None
     if validation is not None:
         held_out = (
@@ -445,6 +447,13 @@ def versions() -> dict[str, str]:
     return {"tfseq": tfseq.__version__, "python": platform.python_version(), **found}
 
 
+def _shortened(value: Any, most: int = 20) -> Any:
+    """A long list, such as a vocabulary, by its first items and their number, for people; `model.keras` has all of it."""
+    if not isinstance(value, (list, tuple)) or len(value) <= 5 * most:
+        return value
+    return [*value[:most], f"... {len(value)} in all"]
+
+
 def write_card(
     folder: Path, model: SequenceModel, data: Sequences, settings: Mapping[str, Any], state: Mapping[str, Any], stopped: str
 ) -> None:
@@ -453,7 +462,7 @@ def write_card(
     card = {
         "model": next((name for name in MODELS if isinstance(model, MODELS[name])), type(model).__name__),
         "class": type(model).__name__,
-        "hyperparameters": model.get_config(),
+        "hyperparameters": {name: _shortened(value) for name, value in model.get_config().items()},
         "parameters": model.count_params(),
         "data": {
             "name": data.name,

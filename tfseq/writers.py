@@ -1,4 +1,6 @@
-"""Samples -> files, the format by the suffix: .mid to listen, .npz and .csv to compute with, .png to look at.
+"""Samples -> files, the format by the suffix: .mid to listen, .npz and .csv to compute with, .png to look at, .txt to read.
+
+What models say of texts -> lines: of columns (CoNLL), or of JSON.
 
 A file appears whole or not at all: it is written under another name in its folder and then moved into place.
 """
@@ -6,8 +8,12 @@ A file appears whole or not at all: it is written under another name in its fold
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -119,3 +125,76 @@ def _write_csv(path: Path, sequences: list[np.ndarray]) -> None:
         for i, sequence in enumerate(sequences):
             for t, row in enumerate(sequence):
                 writer.writerow([i, t, *np.atleast_1d(row).tolist()])
+
+
+# Texts --------------------------------------------------------------------------------------------------------------
+
+TEXTS = (".txt", ".json")
+
+
+def write_texts(path: str | Path, texts: Sequence[Mapping[str, str]]) -> None:
+    """Writes texts to `path`, by its suffix: `.txt`, with a line of dashes between them, or `.json`, a list of all.
+
+    Args:
+        path: where to write; missing folders are made, an existing file is replaced.
+        texts: each has `prompt` and `text`, all of it.
+
+    Raises:
+        ValueError: the suffix is another.
+        OSError: the file cannot be written; an older one is left as it was.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in TEXTS:
+        raise ValueError(f"`path` must end in {' or '.join(TEXTS)} for texts; received {str(path)!r}.")
+    as_json = path.suffix.lower() == ".json"
+    content = json.dumps([*map(dict, texts)], ensure_ascii=False, indent=1) if as_json else join_texts([t["text"] for t in texts])
+    with replace_file(path) as temporary:
+        temporary.write_text(content if content.endswith("\n") else content + "\n", encoding="utf-8", newline="\n")
+
+
+def join_texts(texts: Sequence[str]) -> str:
+    """Several texts as one, a line of dashes between."""
+    return f"\n{'-' * 40}\n".join(text.removesuffix("\n") for text in texts) if len(texts) > 1 else "".join(texts)
+
+
+def answer_lines(answer: Mapping[str, Any], form: str = "conll") -> str:
+    """What a model says of one sequence, as lines that end with a line end.
+
+    `"conll"`: of tags a line for each token, TOKEN TAG PROBABILITY between tabs, and an empty line; of a class one line, CLASS
+    PROBABILITY TEXT; of a score LOG-PROBABILITY TOKENS TEXT; a translation or a transcription as it is. `"json"`: one object
+    in a line.
+
+    Args:
+        answer: with `tags`, `scores` and `tokens`; or `label` and `prob`; or `translation`, or `transcription`; or `log_prob` and
+            `num_tokens`; and `text`, or `tokens`, or `name`: what was read.
+        form: `"conll"` or `"json"`.
+    """
+    if form == "json":
+        return json.dumps(_plain(answer), ensure_ascii=False, allow_nan=False) + "\n"
+    if "tags" in answer:
+        tokens = answer.get("tokens") or range(len(answer["tags"]))
+        rows = zip(tokens, answer["tags"], answer["scores"], strict=True)
+        return "".join(f"{_cell(token)}\t{tag}\t{score:.4f}\n" for token, tag, score in rows) + "\n"
+    for name in ("translation", "transcription"):
+        if name in answer:
+            return _cell(answer[name]) + "\n"
+    read = _cell(answer["text"] if "text" in answer else " ".join(map(str, answer.get("tokens", [answer.get("name", "")]))))
+    if "label" in answer:
+        return f"{_cell(answer['label'])}\t{answer['prob']:.4f}\t{read}\n"
+    return f"{answer['log_prob']:.4f}\t{answer['num_tokens']}\t{read}\n"
+
+
+def _cell(value: Any) -> str:
+    """A text without what ends a cell or a line."""
+    return re.sub(r"[\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029]", " ", str(value))
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: floats of six digits, null for those that are not finite."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(each) for each in value]
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else str(value) if isinstance(value, np.str_) else value

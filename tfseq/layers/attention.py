@@ -55,7 +55,8 @@ class AttentionPooling(keras.layers.Layer):
 
     def call(self, hidden: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
         keep = tf.ones(tf.shape(hidden)[:2], tf.bool) if mask is None else mask
-        return tf.reduce_sum(self.weights_of(hidden, keep)[..., None] * fill(hidden, keep), 0)
+        hidden = fill(hidden, keep)
+        return tf.reduce_sum(self.weights_of(hidden, keep)[..., None] * hidden, 0)
 
 
 @keras.saving.register_keras_serializable("tfseq")

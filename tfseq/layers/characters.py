@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfseq import checks
+from tfseq.layers.embedding import rows_of
 from tfseq.layers.recurrent import Recurrent
 from tfseq.layers.text import check_distinct, static_table, vocabulary_of
 from tfseq.ops.masking import fill
@@ -113,7 +114,7 @@ class Characters(keras.layers.Layer):
     def _recur(self, ids: tf.Tensor) -> tf.Tensor:
         """Ids `[N, W]` -> `[N, units]`: the last output of each direction."""
         ids = tf.transpose(ids)
-        x = tf.gather(tf.cast(self.embedding, self.compute_dtype), ids)
+        x = rows_of(tf.cast(self.embedding, self.compute_dtype), ids)
         return tf.concat([direction(x, ids > 0)[1][0] for direction in self.directions], -1)
 
 

@@ -23,7 +23,7 @@ def log_prob(scores: tf.Tensor, mask: tf.Tensor, symbols: tf.Tensor, symbol_mask
         symbol_mask: `[B, L]`.
     """
     blank = scores.shape[-1] - 1
-    log_probs = tf.nn.log_softmax(scores)
+    log_probs = tf.nn.log_softmax(fill(scores, mask))
     symbols = fill(symbols, symbol_mask, blank)
     rows, width = tf.unstack(tf.shape(symbols))
     blanks = tf.fill([rows, width], blank)
@@ -47,7 +47,8 @@ def log_prob(scores: tf.Tensor, mask: tf.Tensor, symbols: tf.Tensor, symbol_mask
     is_last = tf.range(num_steps) == mask_to_lengths(mask)[:, None] - 1
     ends = (place == 2 * lengths[:, None]) | (place == 2 * lengths[:, None] - 1)
     emission = tf.where(is_last[..., None] & ~ends[:, None], never, emission)
-    return chains.log_prob(initial, transition, emission, mask, form="sequential")
+    found = chains.log_prob(initial, transition, emission, mask, form="sequential")
+    return tf.where(mask[:, 0] | (lengths == 0), found, never)  # of no steps, only no symbols
 
 
 def greedy(scores: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -63,7 +63,7 @@ class Recurrent(keras.layers.Layer):
         if units < 1:
             raise ValueError(f"`units` must be at least 1; received {units}.")
         self.units, self.cell, self.reverse, self.learned_initial = units, cell, reverse, learned_initial
-        self.zoneout = zoneout
+        self.zoneout, self.supports_masking = zoneout, True
         self.activation = keras.activations.get(activation)
         self.num_states = 2 if cell == "lstm" else 1
 
@@ -252,12 +252,15 @@ class RecurrentStack(keras.layers.Layer):
         sizes = [list(units)] + ([list(backward_units or units)] if bidirectional else [])
         self.layers = [
             [
-                Recurrent(n, cell, reverse=bool(d), zoneout=zoneout, name=f"{'back' if d else 'layer'}_{k}")
+                Recurrent(
+                    n, cell, reverse=bool(d), zoneout=zoneout, name=f"{'back' if d else 'layer'}_{k}", dtype=self.dtype_policy
+                )
                 for d, n in enumerate(row)
             ]
             for k, row in enumerate(zip(*sizes, strict=True))
         ]
-        self.norms = [keras.layers.LayerNormalization(name=f"norm_{k}") for k in range(len(units))] if layer_norm else []
+        norm = keras.layers.LayerNormalization
+        self.norms = [norm(name=f"norm_{k}", dtype=self.dtype_policy) for k in range(len(units))] if layer_norm else []
 
     @property
     def size(self) -> int:
@@ -304,6 +307,9 @@ class RecurrentStack(keras.layers.Layer):
             common_seed: `[1, 2]`, decides what weight drop drops, which all rows share.
             memory_gradient: as of `Recurrent.call`.
         """
+        keep = tf.ones(tf.shape(x)[:2], tf.bool) if mask is None else mask  # Keras fills in a mask of None, by its name
+        if self.residual or self.norms:  # what goes past a layer, or is normalised, must be finite where it is padded
+            x = fill(x, keep)
         final: State = []
         for k, row in enumerate(self.layers):
             taken = self._before(k, x)
@@ -313,7 +319,7 @@ class RecurrentStack(keras.layers.Layer):
             found = []
             for d, (layer, state) in enumerate(zip(row, states, strict=True)):
                 noise = self._noise(layer, seed, common_seed, tf.shape(x)[0], SALT + 8 * k + 4 * d)
-                found.append(layer(taken, mask, state, memory_gradient=memory_gradient, **noise))
+                found.append(layer(taken, keep, state, memory_gradient=memory_gradient, **noise))
             y = found[0][0] if len(row) == 1 else tf.concat([output for output, _ in found], -1)
             x = self._after(x, y)
             final.append(tuple(state for _, state in found))

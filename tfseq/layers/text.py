@@ -130,7 +130,7 @@ class Text(keras.layers.Layer):
             return tf.strings.reduce_join(tokens, 1)
         if self.unit == "subwords":
             pieces = tf.strings.reduce_join(tokens, 1, separator=" ")
-            tokens, mask = _dense(tf.strings.split(tf.strings.regex_replace(pieces, " " + CONTINUED, "")))
+            tokens, mask = _dense(tf.strings.split(tf.strings.regex_replace(pieces, "(^| )" + CONTINUED, "")))
         quote = tf.equal(tokens, '"')
         opening = tf.cumsum(tf.cast(quote, tf.int32), 1) % 2 == 1  # straight quotes come in pairs
         closes = tf.strings.regex_full_match(tokens, _CLOSES) | (quote & ~opening)

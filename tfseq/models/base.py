@@ -24,7 +24,7 @@ Endpoint = tuple[Callable[..., dict[str, tf.Tensor]], list[tf.TensorSpec]]
 FROM_DATA = "from data"
 """Marks a constructor argument that only data can tell (`Annotated[int, FROM_DATA]`): `from_data` fills it, no flag does."""
 
-_EVALUATION_STEP = -1  # the "training step" of evaluation noise, so that validation bounds of all epochs share their noise
+EVALUATION_STEP = -1  # the "training step" of evaluation noise, so that validation bounds of all epochs share their noise
 
 # What the graph says of a batch of a stream, which nobody sees before it runs.
 _FINITE_X = (
@@ -261,6 +261,9 @@ class SequenceModel(keras.Model):
         """Whether a batch keeps each of `rules`, bool of any shape; what `as_batch` says of arrays, inside a graph."""
         return []
 
+    def check_training(self, batch: Batch) -> None:
+        """Raises ValueError where a checked batch of arrays can be scored, but not learned from."""
+
     # Construction and configuration --------------------------------------------------------------------------------
 
     def create_weights(self) -> None:
@@ -302,6 +305,7 @@ class SequenceModel(keras.Model):
     def get_config(self) -> dict[str, Any]:
         defaults = {name: p.default for name, p in self.hyperparameters().items() if p.default is not inspect.Parameter.empty}
         given = {"name": self.name, "dtype": self.dtype_policy, **defaults, **self._hyperparameters}
+        given = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}  # as read from JSON
         return {name: keras.saving.serialize_keras_object(value) for name, value in given.items()}
 
     @classmethod
@@ -353,7 +357,7 @@ class SequenceModel(keras.Model):
                     f"The batch has no `{name}`; {type(self).__name__} needs {spec.dtype.name} of shape {spec.shape}."
                 )
             if isinstance(value, Sequence) and name not in self.unaligned:
-                value = [np.asarray(v) for v in value]
+                value = [np.asarray(v, None if np.size(v) else spec.dtype.as_numpy_dtype) for v in value]
                 if not value:
                     raise ValueError(f"`{name}` has no sequences.")
                 shapes = {v.shape[1:] for v in value}
@@ -422,7 +426,7 @@ class SequenceModel(keras.Model):
                 "For missing values pass `observed` with False at these entries."
             )
 
-    def complete(self, batch: Batch, step: tf.Tensor | int = _EVALUATION_STEP) -> Batch:
+    def complete(self, batch: Batch, step: tf.Tensor | int = EVALUATION_STEP) -> Batch:
         """A batch of at least one step with `mask`, `row` and `seed` `[B, 2]` filled in where they are absent, as tensors."""
         specs = self.batch_spec()
         if isinstance(batch, tuple):  # what Keras makes of a dict in `train_on_batch`
@@ -612,6 +616,8 @@ class SequenceModel(keras.Model):
         if validation_data is not None:
             validation_data = self._prepare(validation_data)
         prepared = self._prepare(x, y)
+        if isinstance(prepared, dict):
+            self.check_training(prepared)
         kwargs.setdefault("shuffle", prepared is not x)  # a stream is shuffled by who made it
         with _data_errors(self):
             return super().fit(prepared, validation_data=validation_data, **kwargs)

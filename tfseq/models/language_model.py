@@ -70,7 +70,7 @@ class LanguageModel(Reader):
         residual: add a layer's input to its output where they have one size.
         layer_norm: normalise each layer's input.
         window: steps of a window in `tfseq.train`, which then carries the state from window to window; None trains on whole
-            texts, one a row.
+            texts, one a row. Inside a window the state goes on where another text begins, and the boundary alone says so.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class LanguageModel(Reader):
         x, mask = tf.where(batch["mask"], batch["x"], 0), batch["mask"]
         before, state = tf.fill(tf.shape(x)[:1], self.boundary), None
         if "fresh" in batch:
-            before, state = self._lanes.read(batch["fresh"][:, 0])
+            before, state = self._lanes.read(batch["fresh"][:, 0] | ~mask[:, 0])  # a lane without steps carries nothing
         previous = tf.concat([before[:, None], x[:, :-1]], 1)
         if "fresh" in batch:
             previous = tf.where(batch["fresh"], self.boundary, previous)
@@ -382,7 +382,7 @@ class LanguageModel(Reader):
 
         row = {"max_tokens": tf.int32, "temperature": tf.float32, "top_k": tf.int32, "top_p": tf.float32}
         state = [spec(name, a.dtype, a.shape[1]) for name, a in self._named(self.stack.initial_state(1)).items()]
-        labels = [spec("class", tf.string)] if self.conditional else []
+        labels = [spec("label", tf.string)] if self.conditional else []
         return {
             "serving_default": (self._serve_score, [spec("text", tf.string), *labels]),
             "generate": (
@@ -399,7 +399,7 @@ class LanguageModel(Reader):
         return {f"state_{k}_{'hc'[i]}": a for k, (layer,) in enumerate(state) for i, a in enumerate(layer)}
 
     def _class_of(self, served: dict[str, tf.Tensor]) -> tf.Tensor | None:
-        return tf.maximum(tf.cast(self._labels.lookup(served["class"]), tf.int32), -1) if self.conditional else None
+        return tf.maximum(tf.cast(self._labels.lookup(served["label"]), tf.int32), -1) if self.conditional else None
 
     def _serve_score(self, text: tf.Tensor, **apart: tf.Tensor) -> dict[str, tf.Tensor]:
         seed = tf.zeros([tf.shape(text)[0], 2], tf.int32)

@@ -14,8 +14,8 @@ from tfseq import checks
 from tfseq.layers.characters import Characters, alphabet_of
 from tfseq.layers.embedding import TokenEmbedding
 from tfseq.layers.text import Text, Unit, as_texts, count_tokens, learn_pieces, static_table, vocabulary_of
-from tfseq.models.base import Batch, SequenceModel
-from tfseq.ops.masking import pad
+from tfseq.models.base import EVALUATION_STEP, Batch, SequenceModel
+from tfseq.ops.masking import fill, pad
 
 UNKNOWN_LABEL = -1  # of a label that is not given, "" as a string
 _NEVER_SEEN = -2
@@ -125,7 +125,8 @@ class Reader(SequenceModel):
         if matrix.shape != (self.text.size - 1, table.shape[1]):
             raise ValueError(
                 f"`matrix` must have a row for each of the {self.text.size - 1} tokens of the vocabulary and `embedding_dim` = "
-                f"{table.shape[1]} columns; received shape {list(matrix.shape)}. Is the file of another size?"
+                f"{table.shape[1]} columns; received shape {list(matrix.shape)}. "
+                "Do its vectors have another size? Set `embedding_dim` to it."
             )
         rows = 1 + np.flatnonzero(found)
         table[rows] = matrix[found]
@@ -171,7 +172,8 @@ class Reader(SequenceModel):
 
     def prepare(self, data: Any) -> Any:
         """A data set with its texts cut into tokens."""
-        cut = {name: self.cut(name, getattr(data, name)) for name in ("x", "target") if is_text(getattr(data, name, None))}
+        names = {"x", "target"} & set(self.batch_spec())
+        cut = {name: self.cut(name, getattr(data, name)) for name in names if is_text(getattr(data, name, None))}
         return dataclasses.replace(data, **cut) if cut else data
 
     def cut(self, name: str, items: Any) -> list[np.ndarray]:
@@ -206,6 +208,11 @@ class Reader(SequenceModel):
         """The same of a target of strings."""
         return batch
 
+    def complete(self, batch: Batch, step: Any = EVALUATION_STEP) -> Batch:
+        batch = super().complete(batch, step)
+        names = [name for name in ("x", "characters") if name in batch and batch[name].dtype.is_integer]
+        return {**batch, **{name: fill(batch[name], batch["mask"]) for name in names}}  # ids at padded steps may be none
+
     def tokenize(self, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """What `cut` does to x, inside a graph: text `[B]` -> tokens and mask `[B, T]`."""
         return self.text.tokenize(text)
@@ -221,9 +228,9 @@ class Reader(SequenceModel):
             if name not in specs:
                 data.pop(name, None)
         for name in {"x", "target"} & set(data):
-            if is_text(data[name]) and not (isinstance(data[name], np.ndarray) and data[name].ndim == 2):
+            if (of_text := is_text(data[name])) and not (isinstance(data[name], np.ndarray) and data[name].ndim == 2):
                 data[name] = self.cut(name, data[name])
-            if name == "target" or is_text(data[name]):
+            if name == "target" or of_text:  # texts that are all empty are strings, too
                 data |= _padded(name, data[name], data.get("mask" if name == "x" else f"{name}_mask"))
         encoded = self.encode(
             {n: _tensor(data[n]) for n in ("x", "y", "target") if n in data and is_text(data[n])} | _any_x(data)
@@ -246,10 +253,13 @@ class Reader(SequenceModel):
 
     def _complain(self, name: str, given: Any, wrong: np.ndarray) -> None:
         place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        label = given
+        for i in place:  # rows may have different lengths
+            label = label[i]
         known = self.labels if name == "y" else ()
         raise ValueError(
             f"`{name}` must hold labels that were seen in training{f', {list(known)[:20]}' if known else ''}; received "
-            f"{str(np.asarray(given)[place])!r} at index {place}. Is this another column or data set?"
+            f"{str(label)!r} at index {place}. Is this another column or data set?"
         )
 
     # Networks ------------------------------------------------------------------------------------------------------
@@ -328,7 +338,8 @@ def _padded(name: str, value: Any, mask: Any) -> dict[str, Any]:
     if isinstance(value, np.ndarray) and value.ndim >= 2:
         return {name: value, key: np.ones(value.shape[:2], bool) if mask is None else np.asarray(mask)}
     arrays = [np.asarray(a) for a in value]
-    arrays = [a if a.size else np.zeros(0, arrays[0].dtype if arrays[0].size else "<U1") for a in arrays]
+    kind = next((a.dtype for a in arrays if a.size), np.dtype("<U1"))  # an empty list is of no kind
+    arrays = [a if a.size else np.zeros(0, kind) for a in arrays]
     lengths = np.array([len(a) for a in arrays])
     padded = pad([a.astype(str) for a in arrays] if is_text(value) else arrays)
     if not padded.shape[1]:

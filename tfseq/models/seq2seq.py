@@ -207,7 +207,8 @@ class Seq2Seq(Reader):
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
         """From the token before each `[B, L]`: scores `[L, B, V]`, and attention `[L, B, S]`."""
         vectors = self.target_embedding(tf.transpose(previous))
-        if seed is not None and self.dropout:
+        seed = None if seed is None else random.derive(seed, 1)  # the encoder draws from the same streams
+        if seed is not None and self.dropout and self.first is not None:  # a stack drops its input itself
             vectors = locked_dropout(vectors, self.dropout, seed, _SALT)
         first, rest = self._split(flat)
         x, context, weights = vectors, None, None
@@ -357,7 +358,7 @@ class Seq2Seq(Reader):
         batch = self.given(data)
         batch = {name: a for name, a in batch.items() if not name.startswith("target")}
         found = Generated(*self._translate(batch, 4, 1.0, 0))
-        return {"text": np.array([t.decode() for t in self._joined(found).numpy()]), "log_prob": found.log_prob.numpy()}
+        return {"text": np.array([t.decode() for t in self._joined(found).numpy()]), "log_prob": np.asarray(found.log_prob)}
 
     # Serving -------------------------------------------------------------------------------------------------------
 

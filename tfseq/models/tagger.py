@@ -144,7 +144,9 @@ class SequenceTagger(Reader):
         )
         self.float_dtype = keras.config.dtype_policy().variable_dtype
         self.output_layer = keras.layers.Dense(len(tags) + (head == "ctc"), dtype=self.float_dtype, name="scores")
-        self.scheme, self.tables, self.crf = None, None, None
+        self.scheme: Any = None
+        self.tables: Any = None
+        self.crf: Any = None
         if head == "ctc":
             self.unaligned = frozenset({"target", "target_mask"})
             self.num_targets, self._symbols = len(tags), cutter("characters")
@@ -203,6 +205,34 @@ class SequenceTagger(Reader):
             labels = {"target": tf.TensorSpec([None, None], tf.int32), "target_mask": tf.TensorSpec([None, None], tf.bool)}
         return {**super().batch_spec(), **labels}
 
+    def check_training(self, batch: Batch) -> None:
+        """Raises where labels have probability zero whatever the weights are: a step on them would not be one."""
+        if self.head == "ctc":
+            real, target, mask = batch["mask"].sum(1), batch["target"], batch["target_mask"]
+            repeats = ((target[:, 1:] == target[:, :-1]) & mask[:, 1:]).sum(1)  # a blank must stand between
+            short = (mask.sum(1) + repeats > real) & (real > 0)
+            if short.any():
+                row = int(np.flatnonzero(short)[0])
+                raise ValueError(
+                    f"`target` must fit into the steps of `x`: row {row} has {real[row]} steps for {mask[row].sum()} symbols and "
+                    f"{repeats[row]} blanks between equal ones. Is it another recording, or are the frames too long?"
+                )
+        elif self.crf is not None and self.crf.allowed is not None:
+            start, follow, end = (np.array(a) for a in self.crf.allowed)
+            for row, (tags, keep) in enumerate(zip(batch["y"], batch["mask"], strict=True)):
+                y = tags[keep]
+                before, now = y[:-1], y[1:]
+                wrong = (before >= 0) & (now >= 0) & ~follow[before, now]
+                places = [*([0] if len(y) and y[0] >= 0 and not start[y[0]] else []), *(1 + np.flatnonzero(wrong))]
+                places += [len(y) - 1] if len(y) and y[-1] >= 0 and not end[y[-1]] else []
+                if places:
+                    names = [self.tags[k] if k >= 0 else "?" for k in y]
+                    raise ValueError(
+                        f"`y` must be legal in the scheme {self.scheme!r}, as to a constrained CRF all else is impossible; "
+                        f"row {row} has {names[max(0, places[0] - 1) : places[0] + 2]} at step {places[0]}. Repair the tags "
+                        '(`tfseq.schemes.repair`, or `illegal="repair"` of `load_conll`), or set constrained=False.'
+                    )
+
     @property
     def target_text(self) -> Any:
         return self._symbols if self.head == "ctc" else self.text
@@ -249,6 +279,7 @@ class SequenceTagger(Reader):
         mask, given = batch["mask"], "target" in batch
         target = batch["target"] if given else tf.zeros_like(mask[:, :1], tf.int32)
         target_mask = batch["target_mask"] if given else tf.zeros_like(mask[:, :1])
+        target_mask &= tf.reduce_any(mask, 1, keepdims=True)  # an empty sequence says nothing
         log_lik = ctc.log_prob(scores, mask, fill(target, target_mask), target_mask)
         ratios = {}
         if not training:
@@ -319,9 +350,7 @@ class SequenceTagger(Reader):
             raise ValueError(f"The tags {list(self.tags)[:10]} mark no entities, so there are none to find.")
         batch = self.given(data, mask)
         tags, score = (a.numpy() for a in self._predict_tags(batch))
-        probs = None
-        if self.crf is not None:
-            probs = self.crf.entity_probs(self.scores(batch), tags, batch["mask"], tables=self.tables).numpy()
+        probs = None if self.crf is None else self._entity_probs(batch)[1].numpy()
         found: list[list[Entity]] = []
         for i, row in enumerate(tags):
             names = [self.tags[k] for k in row if k >= 0]
@@ -362,15 +391,18 @@ class SequenceTagger(Reader):
     # Serving -------------------------------------------------------------------------------------------------------
 
     def endpoints(self, num_samples: int = 16, num_particles: int = 256) -> dict[str, Endpoint]:
-        """`serving_default` of texts (of frames where it reads them), and `ids` of token ids."""
+        """`serving_default` of texts (or frames), `ids` of token ids; of a CRF also `n_best`, `entities`."""
         if self.text is None:
             specs = [tf.TensorSpec([None, None, self.feature_dim], tf.float32, "x"), tf.TensorSpec([None], tf.int32, "lengths")]
             return {"serving_default": (self._serve_frames, specs)}
+        of_text = [tf.TensorSpec([None], tf.string, "text")]
         of_ids = [tf.TensorSpec([None, None], tf.int32, "token_ids"), tf.TensorSpec([None], tf.int32, "lengths")]
-        return {
-            "serving_default": (self._serve_text, [tf.TensorSpec([None], tf.string, "text")]),
-            "ids": (self._serve_ids, of_ids),
-        }
+        served: dict[str, Endpoint] = {"serving_default": (self._serve_text, of_text), "ids": (self._serve_ids, of_ids)}
+        if self.crf is not None:
+            served["n_best"] = (self._serve_n_best, of_text)
+            if self.tables is not None:
+                served["entities"] = (self._serve_entities, of_text)
+        return served
 
     def _served(self, x: tf.Tensor, lengths: tf.Tensor) -> Batch:
         return self.complete(
@@ -389,12 +421,39 @@ class SequenceTagger(Reader):
         tags, score = self._predict_tags(self._served(self.known_ids(token_ids), lengths))
         return {"tag_ids": tags, "score": score}
 
-    def _serve_text(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _of_text(self, text: tf.Tensor) -> tuple[Batch, dict[str, tf.Tensor]]:
+        """A complete batch of texts, and what every answer says of them."""
         tokens, mask = self.text.tokenize(text)
-        seed = tf.zeros([tf.shape(tokens)[0], 2], tf.int32)
-        tags, score = self._predict_tags(self.complete({"x": tokens, "mask": mask, "seed": seed}))
-        length = tf.reduce_sum(tf.cast(mask, tf.int32), 1)
-        return {"tokens": tokens, "tags": self.label_names(tags), "score": score, "length": length}
+        batch = self.complete({"x": tokens, "mask": mask, "seed": tf.zeros([tf.shape(tokens)[0], 2], tf.int32)})
+        return batch, {"tokens": tokens, "length": tf.reduce_sum(tf.cast(mask, tf.int32), 1)}
+
+    def _serve_text(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        batch, about = self._of_text(text)
+        tags, score = self._predict_tags(batch)
+        return {**about, "tags": self.label_names(tags), "score": score}
+
+    def _serve_n_best(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The five most probable tag sequences: tags `[B, 5, T]`, log-probabilities `[B, 5]`, -inf where there are fewer."""
+        batch, about = self._of_text(text)
+        tags, log_prob = self._n_best(batch)
+        return {**about, "tags": self.label_names(tags), "log_prob": log_prob}
+
+    @graph
+    def _n_best(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        found = self.crf.n_best(self.scores(batch), batch["mask"], 5)
+        return found.tags, found.log_prob
+
+    def _serve_entities(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The tags, and at the first token of each entity the probability of exactly that entity, `[B, T]`."""
+        batch, about = self._of_text(text)
+        tags, prob = self._entity_probs(batch)
+        return {**about, "tags": self.label_names(tags), "entity_prob": prob}
+
+    @graph
+    def _entity_probs(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        scores, mask = self.scores(batch), batch["mask"]
+        tags = self._best(scores, mask)
+        return tags, self.crf.entity_probs(scores, tags, mask, tables=self.tables)
 
 
 def edit_distance(a: tf.Tensor, a_mask: tf.Tensor, b: tf.Tensor, b_mask: tf.Tensor) -> tf.Tensor:

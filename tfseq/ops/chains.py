@@ -416,7 +416,8 @@ def _across(ring: Any, matrix: tf.Tensor, message: tf.Tensor) -> tuple[tf.Tensor
 
     def body(i: tf.Tensor, message: tf.Tensor, total: tf.Tensor, history: tf.TensorArray) -> tuple:
         new, log_norm = ring.normalise(ring.advance(message, matrix[i][None]))
-        return i + 1, tf.ensure_shape(new, message.shape), total + log_norm, history.write(i, message[0])
+        total = tf.ensure_shape(total + log_norm, zeros.shape)  # a batch of one row may be known to be one
+        return i + 1, tf.ensure_shape(new, message.shape), total, history.write(i, message[0])
 
     zeros = tf.zeros_like(message[..., :1])
     _, _, total, history = tf.while_loop(lambda i, *_: i < num_blocks, body, (0, message, zeros, history))
@@ -721,7 +722,8 @@ def _pairs(ring: Any, chain: _Chain, forward: _Messages, future: tf.Tensor) -> t
     # each is scaled to its largest first: products of three small numbers would vanish
     before, after = (ring.normalise(a[:, :, None])[0][:, :, 0] for a in (before, after))
     joint = ring.weigh(ring.weigh(before[..., :, None], chain.transition), after[..., None, :])
-    flat = tf.reshape(joint, tf.concat([tf.shape(joint)[:2], [joint.shape[-1] ** 2]], 0))
+    size = joint.shape[-1] or tf.shape(joint)[-1]  # the graph alone may know it
+    flat = tf.reshape(joint, tf.concat([tf.shape(joint)[:2], [size * size]], 0))
     return tf.reshape(ring.to_probs(flat), tf.shape(joint))
 
 

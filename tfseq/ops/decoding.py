@@ -17,11 +17,11 @@ SALT = 70
 
 
 class Generated(NamedTuple):
-    """Tokens `[B, T]` int32, -1 after the end; how many there are `[B]` (an end token is none); their log-probability `[B]`."""
+    """Tokens `[B, T]` int32, -1 after the end; how many there are `[B]` (an end token is none); of a beam their log p `[B]`."""
 
     tokens: tf.Tensor
     lengths: tf.Tensor
-    log_prob: tf.Tensor
+    log_prob: tf.Tensor | None = None
 
 
 class Choice(NamedTuple):
@@ -39,9 +39,7 @@ class Choice(NamedTuple):
 
 
 def restrict(scores: tf.Tensor, choice: Choice) -> tf.Tensor:
-    """Scores `[B, V]` over the temperature, -inf where top-k or top-p leave a token out; the best token always stays."""
-    temperature = choice.temperature[:, None]
-    scores = scores / tf.where(temperature > 0.0, temperature, tf.ones_like(temperature))
+    """Scores `[B, V]`, -inf where top-k or top-p leave a token out; the best token always stays."""
     size = scores.shape[-1]
     ordered = tf.sort(scores, direction="DESCENDING")
     most = tf.where(choice.top_k > 0, tf.minimum(choice.top_k, size), size)
@@ -49,17 +47,15 @@ def restrict(scores: tf.Tensor, choice: Choice) -> tf.Tensor:
     # of the scores in order, those before which less than p of the probability lies
     probs = tf.nn.softmax(tf.where(ordered >= least_k, ordered, tf.constant(-math.inf, scores.dtype)))
     before = tf.cumsum(probs, axis=-1, exclusive=True)
-    num = tf.maximum(tf.math.count_nonzero(before < choice.top_p[:, None], -1, dtype=tf.int32), 1)
+    within = (before < choice.top_p[:, None]) | (choice.top_p >= 1.0)[:, None]  # the sum may round to 1 before its end
+    num = tf.maximum(tf.math.count_nonzero(within, -1, dtype=tf.int32), 1)
     least_p = tf.gather(ordered, num - 1, batch_dims=1)[:, None]
     return tf.where(scores >= tf.maximum(least_k, least_p), scores, tf.constant(-math.inf, scores.dtype))
 
 
-def draw(scores: tf.Tensor, choice: Choice, uniform: tf.Tensor, is_restricted: tf.Tensor) -> tf.Tensor:
-    """A token `[B]` int32 for each row of scores `[B, V]` and of uniform numbers `[B]` in (0, 1)."""
-    temperature = choice.temperature[:, None]
-    safe = tf.where(temperature > 0.0, temperature, tf.ones_like(temperature))
-    kept = tf.cond(is_restricted, lambda: restrict(scores, choice), lambda: scores / safe)
-    drawn = random.categorical_quantile(tf.nn.softmax(kept), uniform)
+def draw(scores: tf.Tensor, choice: Choice, uniform: tf.Tensor) -> tf.Tensor:
+    """A token `[B]` int32 for each row of scores `[B, V]` (of the temperature) and of uniform numbers `[B]` in (0, 1)."""
+    drawn = random.categorical_quantile(tf.nn.softmax(scores), uniform)
     return tf.where(choice.temperature > 0.0, drawn, tf.argmax(scores, -1, tf.int32))
 
 
@@ -86,35 +82,35 @@ def sample(
         forbidden: `[V]` bool, tokens that are never drawn.
     """
     most = tf.maximum(tf.reduce_max(max_tokens), 0)
-    rows = tf.shape(scores)[0]
-    size = scores.shape[-1]
-    is_restricted = tf.reduce_any((choice.top_k > 0) & (choice.top_k < size)) | tf.reduce_any(choice.top_p < 1.0)
+    rows, size = tf.shape(scores)[0], scores.shape[-1]
+    warmth = tf.where(choice.temperature > 0.0, tf.maximum(choice.temperature, 1e-6), 1.0)[:, None]
+    # what is never drawn gets a score that no other reaches
+    never = tf.zeros([size], scores.dtype) if forbidden is None else tf.where(forbidden, scores.dtype.min / 2.0, 0.0)
     numbers = random.uniform(seed, tf.range(tf.maximum(most, 1)), 1, SALT)[..., 0]  # [T, B]
-    flat = tf.nest.flatten(state)
 
-    def advance(t: tf.Tensor, scores: tf.Tensor, lengths: tf.Tensor, done: tf.Tensor, total: tf.Tensor, *rest: Any) -> tuple:
-        flat, tokens = list(rest[:-1]), rest[-1]
-        allowed = scores if forbidden is None else tf.where(forbidden, tf.constant(-math.inf, scores.dtype), scores)
-        token = draw(allowed, choice, numbers[t], is_restricted)
-        log_probs = tf.nn.log_softmax(allowed)
-        gain = tf.gather(log_probs, token, batch_dims=1)
-        active = ~done & (t < max_tokens)
-        ended = active & (token == (-1 if end is None else end))
-        kept = active & ~ended
-        total += tf.where(active, gain, tf.zeros_like(gain))
-        lengths += tf.cast(kept, tf.int32)
-        done = done | ended | (t + 1 >= max_tokens)
-        tokens = tokens.write(t, tf.where(kept, token, -1))
-        new_scores, new = step(token, tf.nest.pack_sequence_as(state, flat))
-        return t + 1, tf.ensure_shape(new_scores, scores.shape), lengths, done, total, *tf.nest.flatten(new), tokens
+    def loop(is_restricted: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        """(tokens `[T, B]`, lengths); one step is a few microseconds, so what is not asked for is not in it."""
 
-    tokens = tf.TensorArray(tf.int32, most, element_shape=[scores.shape[0]])
-    zeros = tf.zeros([rows], tf.int32)
-    start = (0, scores, zeros, max_tokens <= 0, tf.zeros([rows], scores.dtype), *flat, tokens)
-    found = tf.while_loop(lambda t, scores, lengths, done, *_: (t < most) & ~tf.reduce_all(done), advance, start)
-    count, lengths, total, tokens = found[0], found[2], found[4], found[-1]
-    written = tf.cond(most > 0, lambda: tokens.stack(), lambda: tf.zeros([0, rows], tf.int32))[:count]
-    return Generated(tf.transpose(written), lengths, total)
+        def advance(t: tf.Tensor, scores: tf.Tensor, lengths: tf.Tensor, done: tf.Tensor, tokens: Any, *flat: Any) -> tuple:
+            allowed = scores / warmth + never
+            token = draw(restrict(allowed, choice) if is_restricted else allowed, choice, numbers[t])
+            kept = ~done if end is None else ~done & (token != end)
+            lengths += tf.cast(kept, tf.int32)
+            tokens = tokens.write(t, tf.where(kept, token, -1))
+            new_scores, new = step(token, tf.nest.pack_sequence_as(state, flat))
+            new_scores = tf.ensure_shape(new_scores, scores.shape)
+            return t + 1, new_scores, lengths, ~kept | (t + 1 >= max_tokens), tokens, *tf.nest.flatten(new)
+
+        tokens = tf.TensorArray(tf.int32, most, element_shape=[scores.shape[0]])
+        start = (0, scores, tf.zeros([rows], tf.int32), max_tokens <= 0, tokens, *tf.nest.flatten(state))
+        found = tf.while_loop(lambda t, scores, lengths, done, *_: (t < most) & ~tf.reduce_all(done), advance, start)
+        count, lengths, tokens = found[0], found[2], found[4]
+        written = tf.cond(most > 0, tokens.stack, lambda: tf.zeros([0, rows], tf.int32))
+        return written[:count], lengths
+
+    asks = tf.reduce_any((choice.top_k > 0) & (choice.top_k < size)) | tf.reduce_any(choice.top_p < 1.0)
+    tokens, lengths = tf.cond(asks, lambda: loop(True), lambda: loop(False))
+    return Generated(tf.transpose(tokens), lengths)
 
 
 def beam_search(
@@ -129,8 +125,8 @@ def beam_search(
 ) -> Generated:
     """The best token sequence of each row among those that a beam of `num_beams` prefixes finds.
 
-    Sequences are compared by log p / ((5 + length) / 6)^length_penalty (Wu et al. 2016, eq. 14). Finished sequences stay in the
-    beam until a row has no unfinished one, or its tokens are used up.
+    Sequences are compared by log p / ((5 + length) / 6)^length_penalty (Wu et al. 2016, eq. 14), where an end token counts.
+    Finished sequences stay in the beam until a row has no unfinished one, or its tokens are used up.
 
     Args:
         step, scores, state, end, forbidden: as of `sample`.
@@ -149,6 +145,10 @@ def beam_search(
 
     flat = [spread(a) for a in tf.nest.flatten(state)]
 
+    def counted(lengths: tf.Tensor) -> tf.Tensor:
+        """Tokens with the one that comes now, or with the end token of those that have one: all that had to be chosen."""
+        return tf.minimum(lengths + 1, max_tokens[:, None])
+
     def value(total: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
         return total / ((5.0 + tf.cast(lengths, dtype)) / 6.0) ** length_penalty
 
@@ -161,7 +161,7 @@ def beam_search(
         # a finished beam goes on as itself alone, in the place of its first token
         stays = tf.concat([total[..., None], tf.fill([rows, num_beams, size - 1], never)], -1)
         totals = tf.where(open_now[..., None], total[..., None] + log_probs, stays)
-        long = lengths[..., None] + tf.cast(open_now, tf.int32)[..., None]
+        long = counted(lengths)[..., None]
         ranked = tf.reshape(value(totals, long), [rows, num_beams * size])
         _, best = tf.math.top_k(ranked, num_beams)  # [B, K]
         beam, token = best // size, best % size
@@ -197,5 +197,5 @@ def beam_search(
         lambda t, scores, total, lengths, done, *_: (t < most) & ~tf.reduce_all(done), advance, start, shape_invariants=invariants
     )
     total, lengths, tokens = found[2], found[3], found[5]
-    best = tf.argmax(value(total, lengths), -1, tf.int32)
+    best = tf.argmax(value(total, counted(lengths)), -1, tf.int32)
     return Generated(*(tf.gather(a, best, batch_dims=1) for a in (tokens, lengths, total)))
