@@ -126,7 +126,12 @@ def as_sequences(data: dict[str, np.ndarray]) -> Sequences:
 def make(request: pytest.FixtureRequest) -> Callable[..., SequenceModel]:
     """Makes a tiny model of every key of `MODELS`, and of every variant."""
     name, overrides = CASES[request.param]
-    return lambda **more: MODELS[name].tiny(**{**overrides, **more})
+
+    def tiny(**more: Any) -> SequenceModel:
+        return MODELS[name].tiny(**{**overrides, **more})
+
+    tiny.is_variant = bool(overrides)  # type: ignore[attr-defined]
+    return tiny
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +286,8 @@ def test_values_out_of_range_are_a_clear_error(trained: SequenceModel) -> None:
 def test_two_replicas_make_the_step_of_one(
     make: Callable[..., SequenceModel], clip_norm: float | None, strategy: tf.distribute.Strategy
 ) -> None:
+    if clip_norm is not None and make.is_variant:
+        pytest.skip("clipping is the base class's: one shape of each model shows it")
     # SGD: Adam would hide a wrong scale, and so does a clip that is always active, which has its own case
     weights, logs = [], []
     for scope in (tf.distribute.get_strategy().scope(), strategy.scope()):
@@ -301,6 +308,8 @@ def test_two_replicas_make_the_step_of_one(
 
 @pytest.mark.parametrize("policy_name", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_keeps_likelihoods_in_float32(make: Callable[..., SequenceModel], policy_name: str) -> None:
+    if policy_name == "mixed_bfloat16" and make.is_variant:
+        pytest.skip("mixed_float16 is the harder one: one shape of each model shows the other")
     model = make(dtype=policy_name)
     model.compile(keras.optimizers.Adam(1e-3))
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (policy_name == "mixed_float16")
@@ -385,6 +394,7 @@ def test_the_saved_model_answers_in_a_process_without_tfseq(trained: SequenceMod
         "seed": np.arange(8, dtype=np.int32).reshape(4, 2),
     }
     given["text"] = np.array([b"on off", b"", b"off, \xff on", b"a"], "S")
+    given["label"] = np.array([b"A", b"", b"B", b"?"], "S")
     given = {spec.name: given[spec.name] for spec in specs}
     np.savez(tmp_path / "in.npz", **given)
     command = [sys.executable, "-c", _SERVE, folder, tmp_path / "in.npz", tmp_path / "out.npz"]

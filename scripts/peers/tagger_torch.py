@@ -11,8 +11,8 @@ are in which batch; everything else is PyTorch. So that both train one network i
 - the second bias of `nn.LSTM`, which would double the step of the first, is zero and stays so;
 - Adam's epsilon is 1e-7 and not divided by the correction of the second moment, as in Keras.
 
-Random numbers are PyTorch's own. `--check` compares scores, likelihood, tags and figures of one set of weights on padded rows, and
-the same of the averaged weights after some steps of training without dropout.
+Random numbers are PyTorch's own. `--check` compares scores, likelihood, tags and figures of one set of weights on padded rows,
+and the same of the averaged weights after some steps of training without dropout.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from tfseq.layers.characters import Characters, alphabet_of
 from tfseq.layers.embedding import TokenEmbedding
 from tfseq.layers.text import Text, Unit, as_texts, count_tokens, learn_pieces, static_table, vocabulary_of
 from tfseq.models.base import EVALUATION_STEP, Batch, SequenceModel
+from tfseq.ops import random
 from tfseq.ops.masking import fill, pad
 
 UNKNOWN_LABEL = -1  # of a label that is not given, "" as a string
@@ -278,8 +279,6 @@ class Reader(SequenceModel):
 
     def common_seed(self) -> tf.Tensor:
         """A seed `[1, 2]` of this training step, which all rows and replicas share."""
-        from tfseq.ops import random
-
         return random.derive(self.seed.value[None], self.step.value)
 
     def known_ids(self, ids: tf.Tensor) -> tf.Tensor:
