@@ -23,26 +23,25 @@ from tfseq.models.reader import Reader
 
 LENGTHS = np.array([6, 3, 0, 1])
 
-# Besides its `tiny()`, a model keeps the promises in these shapes, which together use all of its parts.
+# Besides its `tiny()`, a model keeps the promises in these shapes, which together use its parts that hold state, noise or masks;
+# heads and emissions that are arithmetic alone have their own tests.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "dmm": {
         "everything": {
             "augment": True, "missing": True, "control_dim": 2, "num_flows": 2, "flow_dim": 3, "guide": "ST-LR", "cell": "gru",
             "embedding_dim": 3, "dropout": 0.3, "scale": "variance", "objective": "iwae", "train_samples": 2,
         },
-        "counts": {"head": "poisson", "guide": "MF-LR", "cell": "lstm", "transition": "mlp"},
-        "reals": {"head": "normal", "guide": "ST-L", "transition": "linear", "learned_start": False, "missing": True},
-        "symbols": {"head": "categorical", "augment": True, "missing": True},
+        "reals": {"head": "normal", "guide": "MF-LR", "cell": "lstm", "transition": "mlp", "missing": True},
+        "symbols": {"head": "categorical", "augment": True, "missing": True, "guide": "ST-L", "learned_start": False},
     },
     "hmm": {
-        "full": {"emission": "normal", "covariance": "full", "sticky": 2.0},
+        "full": {"emission": "normal", "covariance": "full", "sticky": 2.0, "initial": "stationary"},
         "regression": {"emission": "normal", "covariance": "tied", "num_lags": 2, "control_dim": 2, "controls": "both"},
         # data without noise make Gaussians so narrow that float32 gradients are no more than rounding
         "mixture": {
             "emission": "mixture", "covariance": "spherical", "tied_transition": [[0, 1, 1], [1, 0, 1], [1, 1, 0]],
             "dtype": "float64",
         },
-        "tails": {"emission": "student-t", "initial": "stationary"},
         "trials": {"emission": "multinomial", "control_dim": 1, "controls": "transition", "num_transitions": 2},
         "symbols": {"emission": "categorical", "transition": "left-right"},
         "neural": {"emission": "neural", "head": "bernoulli", "control_dim": 2, "hidden_dim": 8},
@@ -55,7 +54,6 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "visible": "binomial", "visible_count": 2, "hidden": "categorical", "hidden_count": 2, "sampler": "pt",
             "num_chains": 4, "max_sweeps": 2, "sweeps_growth": 5, "centred": False,
         },
-        "rectified": {"hidden": "relu", "visible": "gaussian"},
     },
     "tagger": {
         "crf": {
@@ -146,7 +144,7 @@ def trained(make: Callable[..., SequenceModel]) -> SequenceModel:
     stream = tf.data.Dataset.from_tensors(model.as_batch(data)).repeat()
     model.fit(stream, steps_per_epoch=300, epochs=1, verbose=0)
     after = model.evaluate(data, verbose=0, return_dict=True)[monitor]
-    model.bounds_before_and_after = (before, after)
+    model.bounds_before_and_after, model.is_variant = (before, after), make.is_variant
     return model
 
 
@@ -324,6 +322,8 @@ def test_mixed_precision_keeps_likelihoods_in_float32(make: Callable[..., Sequen
 def test_a_model_has_its_own_dtype_policy_made_saved_and_loaded(
     make: Callable[..., SequenceModel], policy_name: str, tmp_path: Path
 ) -> None:
+    if policy_name == "mixed_bfloat16" and make.is_variant:
+        pytest.skip("float64 shows most: one shape of each model shows the other")
     model = make(dtype=policy_name)
     assert keras.config.dtype_policy().name == "float32"  # the global policy is as it was
     wanted = keras.dtype_policies.get(policy_name)
@@ -396,6 +396,8 @@ def test_the_saved_model_answers_in_a_process_without_tfseq(trained: SequenceMod
     given["text"] = np.array([b"on off", b"", b"off, \xff on", b"a"], "S")
     given["label"] = np.array([b"A", b"", b"B", b"?"], "S")
     given = {spec.name: given[spec.name] for spec in specs}
+    if trained.is_variant:  # the export has compared it; that a server needs no tfseq, one shape of each model shows
+        return
     np.savez(tmp_path / "in.npz", **given)
     command = [sys.executable, "-c", _SERVE, folder, tmp_path / "in.npz", tmp_path / "out.npz"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
@@ -437,6 +439,8 @@ def test_a_served_row_depends_on_neither_its_padding_nor_its_batch(trained: Sequ
 def test_an_export_never_touches_an_older_version_and_leaves_nothing_half_written(
     trained: SequenceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if trained.is_variant:
+        pytest.skip("the export is the same for all shapes of a model")
     (tmp_path / "served" / "1").mkdir(parents=True)
     (tmp_path / "served" / "1" / "mine").write_text("x")
     with pytest.raises(ValueError, match="exists and is not overwritten"):
