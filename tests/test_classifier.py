@@ -194,3 +194,16 @@ def test_a_graph_learns_from_texts() -> None:
     run = tfseq.train(model, data, data, epochs=20, learning_rate=0.05, progress=False)
     assert run.history[-1]["val_accuracy"] == 1.0
     assert run.model.decode(["no", "fine film film"])["label"].tolist() == ["n", "p"]
+
+
+def test_labels_and_targets_of_other_models_are_left_alone(rng: np.random.Generator) -> None:
+    """Spoken digits have both a class and a transcription of each recording, whose frames have neither."""
+    frames = [rng.normal(size=(n, 2)).astype(np.float32) for n in (6, 5)]
+    data = Sequences(frames, y=["1", "2"], target=[np.array(list("one")), np.array(list("two"))])
+    for model in (
+        SequenceClassifier.from_data(data, units=[3]),
+        tfseq.SequenceTagger.from_data(data, units=[3], head="ctc"),
+        tfseq.Seq2Seq.from_data(data, units=[3], embedding_dim=2, min_count=1),
+    ):
+        run = tfseq.train(model, data, data, epochs=1, progress=False)
+        assert np.isfinite(run.history[0]["loss"])

@@ -193,9 +193,10 @@ class Reader(SequenceModel):
         return self.text
 
     def encode(self, batch: Batch) -> Batch:
+        unread = {"y", "target", "target_mask"} - set(self.batch_spec())  # a data set may have labels for others too
+        batch = {name: value for name, value in batch.items() if name not in unread}
         x = batch["x"]
         if x.dtype == tf.string:
-            batch = dict(batch)
             if x.shape.rank == 1:
                 x, batch["mask"] = self.tokenize(x)
             batch["x"] = self.text.to_ids(x)
