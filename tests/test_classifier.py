@@ -207,3 +207,4 @@ def test_labels_and_targets_of_other_models_are_left_alone(rng: np.random.Genera
     ):
         run = tfseq.train(model, data, data, epochs=1, progress=False)
         assert np.isfinite(run.history[0]["loss"])
+        assert np.isfinite(tfseq.evaluate(run.model, data)["nats_per_token"])

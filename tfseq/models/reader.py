@@ -226,7 +226,7 @@ class Reader(SequenceModel):
         data = dict(data) if isinstance(data, Mapping) else {"x": data}
         data = {name: _numpy(value) for name, value in data.items() if value is not None}
         specs = self.batch_spec()
-        for name in ("y", "target"):
+        for name in ("y", "target", "target_mask"):
             if name not in specs:
                 data.pop(name, None)
         for name in {"x", "target"} & set(data):
