@@ -150,10 +150,11 @@ def tfseq_tasks(workload: str, variant: str) -> dict[str, Task]:
                 characters=None,
                 head=variant,
                 dropout=0.0,
+                token_dropout=0.0,
             )
             model.compile(make_optimizer("adam", _RATE, 0.0, _CLIP))
             tensors = {key: tf.constant(value) for key, value in model.as_batch(example(mixed)).items()}
-            predict = tf.function(model.predict_tags, autograph=False)
+            predict = tf.function(lambda batch, model=model: model._predict_tags(model.complete(batch)), autograph=False)
             tasks[f"train {name}"], tasks[f"loss {name}"] = _trained(model, tensors)
             tasks[f"infer {name}"] = lambda predict=predict, tensors=tensors: _forced(predict(tensors))
         return tasks

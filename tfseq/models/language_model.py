@@ -451,8 +451,8 @@ class _Lanes:
 
     def read(self, fresh: tf.Tensor) -> tuple[tf.Tensor, State]:
         """(last token `[B]`, state) of each lane; of those that are `fresh` `[B]` the boundary and zeros."""
-        begins = tf.reduce_all(fresh)
         num_rows = tf.shape(fresh)[0]
+        begins = tf.reduce_all(fresh) | (tf.shape(self.token.read_value())[0] != num_rows)  # or other lanes than before
 
         def of(variable: tf.Variable, value: int) -> tf.Tensor:
             rest = variable.shape[1:]
