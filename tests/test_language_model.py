@@ -436,3 +436,26 @@ def test_windows_train_in_a_graph_with_more_lanes_than_steps() -> None:
 def test_windows_refuse_what_is_for_whole_texts() -> None:
     with pytest.raises(ValueError, match="reads windows"):
         tfseq.train(made("lstm"), Sequences(["abc"]), batch_steps=10, progress=False)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_lanes_of_a_known_shape_are_carried_and_other_lanes_start_anew(cell: str, rng: np.random.Generator) -> None:
+    """A graph that knows all shapes may not conclude from them what a variable holds; what never began starts as if fresh."""
+    tf.config.run_functions_eagerly(False)
+    model = LanguageModel.tiny(cell=cell, units=[4, 3])
+    model.compile("sgd")
+    x = rng.integers(0, 3, (2, 5)).astype(np.int32)
+    batch = {"x": x, "mask": np.ones((2, 5), bool), "fresh": np.zeros((2, 5), bool)}
+
+    @tf.function
+    def score(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        return tf.reduce_sum(model.terms(model.complete(batch)).log_lik, 1)
+
+    tensors = {name: tf.constant(value) for name, value in batch.items()}
+    first = score(tensors)
+    np.testing.assert_allclose(first, model.log_prob(x), rtol=1e-5)
+    both = model.log_prob(np.concatenate([x, x], 1))
+    np.testing.assert_allclose(first + score(tensors), both, rtol=1e-5)  # the second window goes on where the first ended
+    fewer = {name: value[:1] for name, value in tensors.items()}
+    np.testing.assert_allclose(score(fewer), model.log_prob(x[:1]), rtol=1e-5)
+    model.train_on_batch(tensors)

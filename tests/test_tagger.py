@@ -501,7 +501,7 @@ def test_a_graph_trains_on_tokens_and_a_file_gives_the_same_back(tmp_path: Path)
     tf.config.run_functions_eagerly(False)
     data = Sequences([np.array(["on", "no", "off"]), np.array(["off"])], y=[np.array(["B-x", "I-x", "O"]), np.array(["O"])])
     keras.utils.set_random_seed(0)
-    model = SequenceTagger.from_data(data, units=[4], embedding_dim=4, head="crf", character_units=4, characters="lstm")
+    model = SequenceTagger.from_data(data, units=[4], embedding_dim=4, head="crf", character_units=4)
     run = tfseq.train(model, data, epochs=20, learning_rate=0.05, progress=False, out=tmp_path / "run", batch_size=2)
     assert run.history[-1]["nats_per_step"] < 0.5 * run.history[0]["nats_per_step"]
     again = tfseq.load(tmp_path / "run")

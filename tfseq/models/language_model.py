@@ -438,21 +438,23 @@ class _Lanes:
     def __init__(self, units: Any, num_states: int, boundary: int, dtype: str) -> None:
         self.units, self.num_states, self.boundary, self.dtype = list(units), num_states, boundary, dtype
         with tf.init_scope():
-            self.token = self._variable([], tf.int32)
+            self.count, self.token = self._variable(None, tf.int32), self._variable([], tf.int32)
             self.state = [[self._variable([n], dtype) for _ in range(num_states)] for n in self.units]
 
     @staticmethod
-    def _variable(shape: list[int], dtype: Any) -> tf.Variable:
-        # each replica has its own lanes
+    def _variable(shape: list[int] | None, dtype: Any) -> tf.Variable:
+        """One of `[lanes, *shape]`, or a single number; each replica has its own."""
         return tf.Variable(
-            tf.zeros([0, *shape], dtype), trainable=False, shape=tf.TensorShape([None, *shape]),
+            tf.zeros([] if shape is None else [0, *shape], dtype), trainable=False,
+            shape=tf.TensorShape([] if shape is None else [None, *shape]),
             synchronization=tf.VariableSynchronization.ON_READ, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )  # fmt: skip
 
     def read(self, fresh: tf.Tensor) -> tuple[tf.Tensor, State]:
         """(last token `[B]`, state) of each lane; of those that are `fresh` `[B]` the boundary and zeros."""
         num_rows = tf.shape(fresh)[0]
-        begins = tf.reduce_all(fresh) | (tf.shape(self.token.read_value())[0] != num_rows)  # or other lanes than before
+        # other lanes than before, or none yet; from the variable's shape a graph of constant shapes would conclude otherwise
+        begins = tf.reduce_all(fresh) | (self.count.read_value() != num_rows)
 
         def of(variable: tf.Variable, value: int) -> tf.Tensor:
             rest = variable.shape[1:]
@@ -470,7 +472,8 @@ class _Lanes:
     def write(self, token: tf.Tensor, state: State) -> list[Any]:
         """Keeps the state at the end of a window."""
         variables = [self.token, *(v for layer in self.state for v in layer)]
-        return [v.assign(tf.stop_gradient(a)) for v, a in zip(variables, [token, *tf.nest.flatten(state)], strict=True)]
+        values = [token, *map(tf.stop_gradient, tf.nest.flatten(state))]
+        return [self.count.assign(tf.shape(token)[0]), *(v.assign(a) for v, a in zip(variables, values, strict=True))]
 
 
 def _each(name: str, value: Any, num: int, dtype: tf.DType, most: float = math.inf) -> tf.Tensor:

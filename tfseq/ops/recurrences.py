@@ -56,7 +56,7 @@ def lstm(
             transposed = tf.transpose(kernel)
 
             def retreat(t: tf.Tensor, dh: tf.Tensor, dc: tf.Tensor, c: tf.Tensor, found: tf.TensorArray) -> tuple:
-                before = tf.cond(t > 0, lambda: memories.read(t - 1), lambda: c0)
+                before = tf.ensure_shape(tf.cond(t > 0, lambda: memories.read(t - 1), lambda: c0), c0.shape)
                 s, tanh_c = gates.read(t), tf.tanh(c)
                 i, f, g, o = tf.split(s, 4, -1)
                 dh = dh + from_h[t]
@@ -76,7 +76,7 @@ def lstm(
 
         return (hidden, memory), gradient
 
-    hidden, memory = run(x, kernel, *initial)
+    hidden, memory = run(x, kernel, *(tf.ensure_shape(s, [x.shape[1], kernel.shape[0]]) for s in initial))
     return hidden, memory if memory_gradient else tf.stop_gradient(memory)
 
 
@@ -134,7 +134,7 @@ def gru(
 
         return hidden, gradient
 
-    return run(x, kernel, bias, initial)
+    return run(x, kernel, bias, tf.ensure_shape(initial, [x.shape[1], units]))
 
 
 def _arrays(num_steps: tf.Tensor, *like: tf.Tensor) -> tuple[tf.TensorArray, ...]:
