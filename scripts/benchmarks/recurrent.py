@@ -171,7 +171,11 @@ def tfseq_tasks(workload: str, variant: str) -> dict[str, Task]:
         dropout=0.0,
     )
     if workload == "c":
-        return {"generate": lambda: model.generate([""], max_tokens=_CHARACTERS, temperature=1.0, seed=[0, 0])[0]}
+
+        def generate() -> str:
+            return model.generate([""], max_tokens=_CHARACTERS, temperature=1.0, seed=[0, 0]).numpy()[0].decode()
+
+        return {"generate": generate}
     model.compile(make_optimizer("adam", _RATE, 0.0, _CLIP))
     x = characters()[:, 1:]  # a tfseq model predicts x itself, the first from the token before, which it carries
     batch = {"x": x, "mask": np.ones(x.shape, bool), "fresh": np.zeros(x.shape, bool)}
