@@ -62,7 +62,7 @@ def greedy(scores: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf
     starts = tf.concat([tf.ones_like(mask[:, :1]), path[:, 1:] != path[:, :-1]], 1)
     kept = mask & starts & (path != blank)
     order = tf.argsort(tf.cast(~kept, tf.int32), axis=1, stable=True)
-    lengths = tf.reduce_sum(tf.cast(kept, tf.int32), 1)
+    lengths = mask_to_lengths(kept)
     found = lengths_to_mask(lengths, tf.shape(path)[1])
     score = tf.reduce_sum(fill(tf.reduce_max(log_probs, -1), mask), 1)
     return fill(tf.gather(path, order, batch_dims=1), found, -1), found, score

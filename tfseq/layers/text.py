@@ -16,10 +16,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfseq import checks
+from tfseq.ops.masking import lengths_to_mask, mask_to_lengths
 
 Unit = Literal["words", "characters", "subwords"]
 
 UNKNOWN = "[UNK]"
+END = "</s>"  # ends a text, where a model learns where texts end
 CONTINUED = "##"  # begins a piece that goes on with a word
 
 # Two passes, since RE2 compiles a class of letters of all scripts into thousands of states. The first sets apart what is written
@@ -142,6 +144,10 @@ class Text(keras.layers.Layer):
         gaps = tf.pad(tf.where(glued, "", " "), [[0, 0], [1, 0]], constant_values="")
         return tf.strings.reduce_join(gaps + tokens, 1)
 
+    def write(self, ids: tf.Tensor) -> tf.Tensor:
+        """Ids `[B, T]`, negative after the end of a row -> text `[B]`."""
+        return self.join(self.to_tokens(ids), ids >= 0)
+
     def _pieces(self, words: tf.Tensor) -> tf.Tensor:
         """Words `[N]` -> their pieces `[N]`, with spaces between; all words advance by a piece at a time."""
         lengths = tf.strings.length(words, "UTF8_CHAR")
@@ -172,6 +178,19 @@ def tokenize(text: Any, unit: Unit = "words") -> tuple[tf.Tensor, tf.Tensor]:
     """Text `[B]` -> tokens `[B, T]` and mask, as `Text.tokenize` for units that need no vocabulary: words and characters."""
     checks.choice("unit", unit, ["words", "characters"])
     return _dense(_words(_valid(text)) if unit == "words" else tf.strings.unicode_split(_valid(text), "UTF-8"))
+
+
+def append_end(tokens: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Tokens and mask `[B, T]` -> the same of T + 1 steps, each row with `END` after its last token."""
+    lengths = mask_to_lengths(mask)
+    tokens = tf.pad(tokens, [[0, 0], [0, 1]])
+    num_steps = tf.shape(tokens)[1]
+    return tf.where(tf.range(num_steps) == lengths[:, None], END, tokens), lengths_to_mask(lengths + 1, num_steps)
+
+
+def with_end(rows: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Arrays of tokens `[T_i]`, each with `END` as its last, where it is not already."""
+    return [row if len(row) and row[-1] == END else np.append(row, END) for row in rows]
 
 
 def _valid(text: Any) -> tf.Tensor:

@@ -20,17 +20,14 @@ import tensorflow as tf
 from tfseq import checks
 from tfseq.layers.embedding import TokenEmbedding
 from tfseq.layers.recurrent import Cell, RecurrentStack, State
-from tfseq.layers.text import Unit, as_texts
+from tfseq.layers.text import END, Unit, append_end, as_texts, with_end
 from tfseq.models.base import FROM_DATA, Batch, Endpoint, Terms, graph
 from tfseq.models.reader import Reader, classes_of
 from tfseq.ops import decoding, random
 from tfseq.ops.decoding import Choice, Generated
 from tfseq.ops.linear import project
-from tfseq.ops.masking import fill, lengths_to_mask
+from tfseq.ops.masking import fill, mask_to_lengths
 from tfseq.ops.tracing import wide
-
-END = "</s>"
-"""The token that ends a text, where a model learns where texts end."""
 
 _CHUNK = 1024  # steps of a long text that are scored at once
 
@@ -170,16 +167,11 @@ class LanguageModel(Reader):
     def cut(self, name: str, items: Any) -> list[np.ndarray]:
         """As of `Reader`; each text with the end token, where the model has one."""
         found = super().cut(name, items)
-        return found if not self.ends else [a if len(a) and a[-1] == END else np.append(a, END) for a in found]
+        return with_end(found) if self.ends else found
 
     def tokenize(self, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        tokens, mask = super().tokenize(text)
-        if not self.ends:
-            return tokens, mask
-        lengths = tf.reduce_sum(tf.cast(mask, tf.int32), 1)
-        tokens = tf.pad(tokens, [[0, 0], [0, 1]])
-        is_end = tf.range(tf.shape(tokens)[1]) == lengths[:, None]
-        return tf.where(is_end, END, tokens), lengths_to_mask(lengths + 1, tf.shape(tokens)[1])
+        found = super().tokenize(text)
+        return append_end(*found) if self.ends else found
 
     # The network ---------------------------------------------------------------------------------------------------
 
@@ -219,7 +211,7 @@ class LanguageModel(Reader):
         hidden, final = self._hidden(previous, mask, state, batch.get("y"), training, batch["seed"])
         log_lik = fill(self._log_probs(hidden, x), mask)
         if "fresh" in batch:
-            lengths = tf.reduce_sum(tf.cast(mask, tf.int32), 1)
+            lengths = mask_to_lengths(mask)
             last = tf.gather(x, tf.maximum(lengths - 1, 0), batch_dims=1)
             with tf.control_dependencies([log_lik]):
                 written = self._lanes.write(tf.where(lengths > 0, last, before), final)
@@ -241,14 +233,11 @@ class LanguageModel(Reader):
 
     def log_prob(self, data: Any, mask: Any = None) -> tf.Tensor:
         """log p(x) `[B]`, nats, of texts, tokens or ids `[B, T]`, however long; with the end token where the model has one."""
-        return self._graph_log_prob(self.given(data, mask))
+        return self._log_prob(self.given(data, mask))
 
     @graph
-    def _graph_log_prob(self, batch: Batch) -> tf.Tensor:
-        return self._log_prob(batch)
-
     def _log_prob(self, batch: Batch) -> tf.Tensor:
-        """Chunk after chunk, so that memory does not grow with the square of anything, nor much with the length."""
+        """Chunk after chunk, so that what a long text needs is the memory of one."""
         x, mask = tf.where(batch["mask"], batch["x"], 0), batch["mask"]
         num_rows, num_steps = tf.unstack(tf.shape(x))
         chunk = tf.minimum(num_steps, _CHUNK)
@@ -306,7 +295,7 @@ class LanguageModel(Reader):
                 _each("top_p", top_p, num, tf.float32, 1.0),
             )
             found = self._sample(texts, labels, most, choice, random.row_seeds(seed, tf.range(num)))
-        return self._joined(Generated(*found))
+        return self.text.write(Generated(*found).tokens)
 
     def _classes_of(self, classes: Any, num: int) -> tf.Tensor:
         """Names of classes, one a prompt, as numbers `[B]`; -1 where none is given."""
@@ -321,9 +310,6 @@ class LanguageModel(Reader):
             raise ValueError(f"`classes` must name one of {known} for each of {num} prompts; received {unknown or names}.")
         return tf.constant([self.classes.index(name) for name in names], tf.int32)
 
-    def _joined(self, found: Generated) -> tf.Tensor:
-        return self.text.join(self.text.to_tokens(tf.maximum(found.tokens, 0)), found.tokens >= 0)
-
     def _begin(self, texts: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, State]:
         """Scores of the first new token `[B, V]`, and the state, after the prompts."""
         tokens, mask = self.text.tokenize(texts)
@@ -331,7 +317,7 @@ class LanguageModel(Reader):
         previous = tf.concat([tf.fill([tf.shape(ids)[0], 1], self.boundary), ids], 1)
         keep = tf.concat([tf.ones_like(mask[:, :1]), mask], 1)
         hidden, state = self._hidden(previous, keep, None, labels if self.conditional else None, False, None)
-        last = tf.reduce_sum(tf.cast(mask, tf.int32), 1)
+        last = mask_to_lengths(mask)
         return self.scores(tf.gather(tf.transpose(hidden, [1, 0, 2]), last, batch_dims=1)), state
 
     def next_scores(self, token: tf.Tensor, state: State, labels: tf.Tensor | None = None) -> tuple[tf.Tensor, State]:
@@ -405,8 +391,8 @@ class LanguageModel(Reader):
         seed = tf.zeros([tf.shape(text)[0], 2], tf.int32)
         labels = self._class_of(apart)
         batch = self.complete({"x": text, "seed": seed} | ({} if labels is None else {"y": labels}))
-        num = tf.reduce_sum(tf.cast(batch["mask"], tf.int32), 1)
-        return {"log_prob": tf.cast(self._graph_log_prob(batch), tf.float32), "num_tokens": num}
+        num = mask_to_lengths(batch["mask"])
+        return {"log_prob": tf.cast(self._log_prob(batch), tf.float32), "num_tokens": num}
 
     def _serve_generate(
         self, prompt: tf.Tensor, max_tokens: tf.Tensor, temperature: Any, top_k: Any, top_p: Any, seed: Any, **apart: Any
@@ -414,7 +400,7 @@ class LanguageModel(Reader):
         labels = self._class_of(apart)
         labels = tf.fill(tf.shape(max_tokens), -1) if labels is None else labels
         found = Generated(*self._sample(prompt, labels, max_tokens, Choice(temperature, top_k, top_p), seed))
-        return {"text": self._joined(found), "length": found.lengths}
+        return {"text": self.text.write(found.tokens), "length": found.lengths}
 
     def _serve_start(self, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         """The state before any token; the first `token_id` is then the number of tokens, the boundary."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ import tensorflow as tf
 from tfseq import checks
 from tfseq.layers.characters import Characters, alphabet_of
 from tfseq.layers.embedding import TokenEmbedding
-from tfseq.layers.text import Text, Unit, as_texts, count_tokens, learn_pieces, static_table, vocabulary_of
+from tfseq.layers.text import Text, Unit, as_texts, count_tokens, learn_pieces, static_table, tokenize, vocabulary_of
 from tfseq.models.base import EVALUATION_STEP, Batch, SequenceModel
 from tfseq.ops import random
 from tfseq.ops.masking import fill, pad
@@ -99,9 +100,9 @@ class Reader(SequenceModel):
         most = hyperparameters.get("max_vocabulary", cls.hyperparameters()["max_vocabulary"].default)
         least = hyperparameters.get("min_count", cls.hyperparameters()["min_count"].default)
         if unit == "subwords":
-            words = count_tokens(tokens_of(items, cutter("words")), lowercase)
+            words = count_tokens(tokens_of(items, tokenize), lowercase)
             return {"vocabulary": learn_pieces(words, most or 8000)}
-        tokens = tokens_of(items, cutter(unit))
+        tokens = tokens_of(items, functools.partial(tokenize, unit=unit))
         found = {"vocabulary": vocabulary_of(tokens, max_size=most, min_count=least, lowercase=lowercase)}
         if not found["vocabulary"]:
             raise ValueError(f"`min_count` = {least} leaves no token of {sum(map(len, tokens))} in the vocabulary.")
@@ -179,18 +180,12 @@ class Reader(SequenceModel):
 
     def cut(self, name: str, items: Any) -> list[np.ndarray]:
         """Texts, or arrays of tokens, of x or target as arrays of tokens `[T_i]`."""
-        text = self.text if name == "x" else self.target_text
-        if text is None:
+        if name == "x" and self.text is None:
             raise ValueError(
                 f"`{name}` must be frames [B, T, {self.feature_dim}] for this {type(self).__name__}; received strings. "
                 "It was made for real-valued data."
             )
-        return tokens_of(items, text)
-
-    @property
-    def target_text(self) -> Any:
-        """What cuts raw targets into tokens."""
-        return self.text
+        return tokens_of(items, self.tokenize if name == "x" else self.tokenize_target)
 
     def encode(self, batch: Batch) -> Batch:
         unread = {"y", "target", "target_mask"} - set(self.batch_spec())  # a data set may have labels for others too
@@ -204,10 +199,11 @@ class Reader(SequenceModel):
                 batch["characters"] = self.characters.split(x)
         if "y" in batch and batch["y"].dtype == tf.string:
             batch = {**batch, "y": tf.cast(self._labels.lookup(batch["y"]), tf.int32)}
-        return self.encode_target(batch) if "target" in batch and batch["target"].dtype == tf.string else batch
-
-    def encode_target(self, batch: Batch) -> Batch:
-        """The same of a target of strings."""
+        if "target" in batch and batch["target"].dtype == tf.string:
+            batch = dict(batch)
+            if batch["target"].shape.rank == 1:
+                batch["target"], batch["target_mask"] = self.tokenize_target(batch["target"])
+            batch["target"] = self.target_ids(batch["target"])
         return batch
 
     def complete(self, batch: Batch, step: Any = EVALUATION_STEP) -> Batch:
@@ -218,6 +214,14 @@ class Reader(SequenceModel):
     def tokenize(self, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """What `cut` does to x, inside a graph: text `[B]` -> tokens and mask `[B, T]`."""
         return self.text.tokenize(text)
+
+    def tokenize_target(self, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The same of a target, where the model reads one."""
+        raise NotImplementedError
+
+    def target_ids(self, tokens: tf.Tensor) -> tf.Tensor:
+        """Tokens of a target as numbers, where the model reads one."""
+        raise NotImplementedError
 
     def as_batch(self, data: Any) -> Batch:
         """As of `SequenceModel`; x may be a text, a list of texts, or (lists of) tokens, labels and targets strings too."""
@@ -292,11 +296,6 @@ class Reader(SequenceModel):
         return tf.where(labels >= 0, names, "")
 
 
-def cutter(unit: Unit) -> Text:
-    """What cuts texts into tokens, whatever they are."""
-    return Text(["a"], unit)
-
-
 def is_raw(value: Any) -> bool:
     """Whether these are raw texts, one string a sequence."""
     if isinstance(value, str | bytes):
@@ -318,15 +317,15 @@ def is_text(value: Any) -> bool:
     return bool(kinds) and kinds <= set("USO")
 
 
-def tokens_of(items: Any, text: Text) -> list[np.ndarray]:
-    """Raw texts (or token arrays, as they are) as arrays of tokens `[T_i]`."""
+def tokens_of(items: Any, cut: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]) -> list[np.ndarray]:
+    """Raw texts, `cut` into tokens and mask, (or token arrays, as they are) as arrays of tokens `[T_i]`."""
     if not is_raw(items):
         return [np.asarray(a, str) if np.size(a) else np.zeros(0, "<U1") for a in items]
     if isinstance(items, str | bytes):
         items = [items]
     found: list[np.ndarray] = []
     for begin in range(0, len(items), 1000):  # some at a time: a padded table of all would be large
-        tokens, mask = text.tokenize(as_texts(list(items[begin : begin + 1000]), "x"))
+        tokens, mask = cut(as_texts(list(items[begin : begin + 1000]), "x"))
         for row, length in zip(tokens.numpy(), mask.numpy().sum(1), strict=True):
             found.append(np.array([token.decode() for token in row[:length]]) if length else np.zeros(0, "<U1"))
     return found

@@ -22,16 +22,15 @@ from tfseq import checks
 from tfseq.layers.attention import Attention
 from tfseq.layers.embedding import TokenEmbedding
 from tfseq.layers.recurrent import Cell, Recurrent, RecurrentStack, locked_dropout
-from tfseq.layers.text import Text, Unit
+from tfseq.layers.text import END, Text, Unit, append_end, with_end
 from tfseq.models.base import FROM_DATA, Batch, Endpoint, Terms, graph
 from tfseq.models.reader import Reader
 from tfseq.ops import decoding, random
 from tfseq.ops.decoding import Generated
 from tfseq.ops.linear import project
-from tfseq.ops.masking import fill, lengths_to_mask
+from tfseq.ops.masking import fill, lengths_to_mask, mask_to_lengths
 from tfseq.ops.scan import Multiply, scan
 
-END = "</s>"
 _SALT = 90
 
 
@@ -98,8 +97,8 @@ class Seq2Seq(Reader):
         else:
             self.read_tokens(vocabulary, unit, lowercase, embedding_dim, token_dropout=token_dropout)
         self.own_tokens, self.dropout, self.attention_kind = own_tokens, dropout, attention
-        self._target_text = Text(target_vocabulary, target_unit or unit, lowercase, name="target_text")
-        self.size = self.num_targets = self._target_text.size
+        self.target_text = Text(target_vocabulary, target_unit or unit, lowercase, name="target_text")
+        self.size = self.num_targets = self.target_text.size
         self.boundary, self.end = self.size, 1 + list(target_vocabulary).index(END)
         self.target_embedding = TokenEmbedding(self.size + 1, embedding_dim, name="target_embedding")
         self.encoder = RecurrentStack(units, cell, True, None, dropout, name="encoder")
@@ -148,24 +147,16 @@ class Seq2Seq(Reader):
         target = {"target": tf.TensorSpec([None, None], tf.int32), "target_mask": tf.TensorSpec([None, None], tf.bool)}
         return {**super().batch_spec(), **target}
 
-    @property
-    def target_text(self) -> Any:
-        return self._target_text
-
     def cut(self, name: str, items: Any) -> list[np.ndarray]:
         """As of `Reader`; each target with the end token."""
         found = super().cut(name, items)
-        return found if name == "x" else [a if len(a) and a[-1] == END else np.append(a, END) for a in found]
+        return found if name == "x" else with_end(found)
 
-    def encode_target(self, batch: Batch) -> Batch:
-        target, mask = batch["target"], batch.get("target_mask")
-        if target.shape.rank == 1:
-            target, mask = self._target_text.tokenize(target)
-            lengths = tf.reduce_sum(tf.cast(mask, tf.int32), 1)
-            target = tf.pad(target, [[0, 0], [0, 1]])
-            target = tf.where(tf.range(tf.shape(target)[1]) == lengths[:, None], END, target)
-            mask = lengths_to_mask(lengths + 1, tf.shape(target)[1])
-        return {**batch, "target": self._target_text.to_ids(target)} | ({} if mask is None else {"target_mask": mask})
+    def tokenize_target(self, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return append_end(*self.target_text.tokenize(text))
+
+    def target_ids(self, tokens: tf.Tensor) -> tf.Tensor:
+        return self.target_text.to_ids(tokens)
 
     # The network ---------------------------------------------------------------------------------------------------
 
@@ -325,10 +316,7 @@ class Seq2Seq(Reader):
         batch = self.given({"x": data} if not isinstance(data, dict) and not hasattr(data, "x") else data)
         batch = {name: a for name, a in batch.items() if not name.startswith("target")}
         found = Generated(*self._translate(batch, num_beams, float(length_penalty), max_tokens or 0))
-        return self._joined(found)
-
-    def _joined(self, found: Generated) -> tf.Tensor:
-        return self._target_text.join(self._target_text.to_tokens(tf.maximum(found.tokens, 0)), found.tokens >= 0)
+        return self.target_text.write(found.tokens)
 
     @graph
     def _translate(self, batch: Batch, num_beams: int, length_penalty: float, max_tokens: int) -> tuple[tf.Tensor, ...]:
@@ -337,7 +325,7 @@ class Seq2Seq(Reader):
     def _search(self, batch: Batch, num_beams: int, length_penalty: float, max_tokens: int = 0) -> Generated:
         memory, state = self.remember(batch)
         wide = {name: tf.repeat(a, num_beams, 0) for name, a in memory.items()}  # beams of a row share its memory
-        lengths = tf.reduce_sum(tf.cast(batch["mask"], tf.int32), 1)
+        lengths = mask_to_lengths(batch["mask"])
         most = 2 * lengths + 10 if not max_tokens else tf.fill(tf.shape(lengths), max_tokens)
         most = tf.where(lengths > 0, most, 0)
         scores, state = self.next_scores(tf.fill(tf.shape(lengths), self.boundary), state, memory)
@@ -358,7 +346,10 @@ class Seq2Seq(Reader):
         batch = self.given(data)
         batch = {name: a for name, a in batch.items() if not name.startswith("target")}
         found = Generated(*self._translate(batch, 4, 1.0, 0))
-        return {"text": np.array([t.decode() for t in self._joined(found).numpy()]), "log_prob": np.asarray(found.log_prob)}
+        return {
+            "text": np.array([t.decode() for t in self.target_text.write(found.tokens).numpy()]),
+            "log_prob": np.asarray(found.log_prob),
+        }
 
     # Serving -------------------------------------------------------------------------------------------------------
 
@@ -372,7 +363,7 @@ class Seq2Seq(Reader):
     def _answer(self, batch: Batch) -> dict[str, tf.Tensor]:
         batch = self.complete({**batch, "seed": tf.zeros([tf.shape(batch["x"])[0], 2], tf.int32)})
         found = Generated(*self._translate(batch, 4, 1.0, 0))
-        return {"text": self._joined(found), "score": found.log_prob, "length": found.lengths}
+        return {"text": self.target_text.write(found.tokens), "score": found.log_prob, "length": found.lengths}
 
     def _serve_text(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
         return self._answer({"x": text})

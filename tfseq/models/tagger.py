@@ -10,6 +10,7 @@ s_t = W h_t + b. The head makes of scores:
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import keras
@@ -20,11 +21,11 @@ from tfseq import checks, schemes
 from tfseq.layers import ctc
 from tfseq.layers.crf import CRF, Ranking
 from tfseq.layers.recurrent import Cell, RecurrentStack
-from tfseq.layers.text import Unit
+from tfseq.layers.text import Unit, tokenize
 from tfseq.models.base import FROM_DATA, Batch, Endpoint, Terms, graph
-from tfseq.models.reader import UNKNOWN_LABEL, Reader, classes_of, cutter, is_text, tokens_of
+from tfseq.models.reader import UNKNOWN_LABEL, Reader, classes_of, is_text, tokens_of
 from tfseq.ops import entities
-from tfseq.ops.masking import fill, lengths_to_mask
+from tfseq.ops.masking import fill, lengths_to_mask, mask_to_lengths
 
 
 class Tags(NamedTuple):
@@ -149,7 +150,7 @@ class SequenceTagger(Reader):
         self.crf: Any = None
         if head == "ctc":
             self.unaligned = frozenset({"target", "target_mask"})
-            self.num_targets, self._symbols = len(tags), cutter("characters")
+            self.num_targets = len(tags)
             self.add_ratio("error_rate")
             self.monitor = "error_rate"
         else:
@@ -188,7 +189,7 @@ class SequenceTagger(Reader):
             name, what = ("target", "its transcription") if is_ctc else ("y", "a label for each step")
             raise ValueError(f"`dataset` must have `{name}`, {what}, for a tagger with this head; received none.")
         if is_ctc and is_text(labels):
-            labels = tokens_of(labels, cutter("characters"))
+            labels = tokens_of(labels, functools.partial(tokenize, unit="characters"))
         return cls(**{**cls.text_arguments(data, hyperparameters), "tags": classes_of(labels), **hyperparameters})
 
     @classmethod
@@ -233,16 +234,11 @@ class SequenceTagger(Reader):
                         '(`tfseq.schemes.repair`, or `illegal="repair"` of `load_conll`), or set constrained=False.'
                     )
 
-    @property
-    def target_text(self) -> Any:
-        return self._symbols if self.head == "ctc" else self.text
+    def tokenize_target(self, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return tokenize(text, "characters")
 
-    def encode_target(self, batch: Batch) -> Batch:
-        target, mask = batch["target"], batch.get("target_mask")
-        if target.shape.rank == 1:
-            target, mask = self._symbols.tokenize(target)
-        ids = tf.cast(self._labels.lookup(target), tf.int32)
-        return {**batch, "target": ids} | ({} if mask is None else {"target_mask": mask})
+    def target_ids(self, tokens: tf.Tensor) -> tf.Tensor:
+        return tf.cast(self._labels.lookup(tokens), tf.int32)
 
     # The network ---------------------------------------------------------------------------------------------------
 
@@ -425,7 +421,7 @@ class SequenceTagger(Reader):
         """A complete batch of texts, and what every answer says of them."""
         tokens, mask = self.text.tokenize(text)
         batch = self.complete({"x": tokens, "mask": mask, "seed": tf.zeros([tf.shape(tokens)[0], 2], tf.int32)})
-        return batch, {"tokens": tokens, "length": tf.reduce_sum(tf.cast(mask, tf.int32), 1)}
+        return batch, {"tokens": tokens, "length": mask_to_lengths(mask)}
 
     def _serve_text(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
         batch, about = self._of_text(text)
