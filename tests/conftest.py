@@ -1,8 +1,9 @@
 """TensorFlow once, quiet, on two virtual CPUs, so that any worker can run a test of replicas."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # oneDNN compiles a kernel for every shape, and tests have many
@@ -45,3 +46,20 @@ def eager() -> Iterator[None]:
 def strategy() -> tf.distribute.Strategy:
     """Two replicas on virtual CPUs; a second strategy of a process would number its collectives as this one does."""
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture
+def same_when_resumed(tmp_path: Path) -> Callable[[Callable[..., Any]], Any]:
+    """Of `run(epochs, folder, resume=...)`: checks that one epoch and a resumption are two epochs; the uninterrupted run."""
+
+    def check(run: Callable[..., Any]) -> Any:
+        whole = run(2, tmp_path / "whole")
+        run(1, tmp_path / "parts")
+        parts = run(2, tmp_path / "parts", resume=True)
+        for a, b in zip(parts.history, whole.history, strict=True):
+            assert {**a, "seconds": 0} == {**b, "seconds": 0}
+        for a, b in zip(parts.model.get_weights(), whole.model.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+        return whole
+
+    return check

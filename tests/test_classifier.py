@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def test_classes_come_from_data() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["last", "attention"])
-def test_a_resumed_run_is_the_uninterrupted_one_and_the_best_is_kept(pooling: str, tmp_path: Path) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one_and_the_best_is_kept(pooling: str, same_when_resumed: Callable[..., Any]) -> None:
     data = Sequences(["fine film", "no film", "fine", "no no", "bad"], y=["p", "n", "p", "n", "n"])
     settings = {"batch_steps": 4, "schedule": "constant", "learning_rate": 0.03, "progress": False, "seed": 3, "average": 0.5}
 
@@ -175,13 +176,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_the_best_is_kept(pooling: st
         )
         return tfseq.train(model, data, data, out=out, epochs=epochs, **settings, **more)
 
-    whole = run(2, tmp_path / "whole")
-    run(1, tmp_path / "parts")
-    parts = run(2, tmp_path / "parts", resume=True)
-    for a, b in zip(parts.history, whole.history, strict=True):
-        assert {**a, "seconds": 0} == {**b, "seconds": 0}
-    for a, b in zip(parts.model.get_weights(), whole.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    whole = same_when_resumed(run)
     found = whole.model.evaluate(data, verbose=0, return_dict=True)["accuracy"]
     np.testing.assert_allclose(found, max(row["val_accuracy"] for row in whole.history), rtol=1e-6)
 

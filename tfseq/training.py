@@ -290,20 +290,19 @@ def train(
         )
         model.seed.assign(np.random.default_rng(seed).integers(0, 2**31 - 1, 2))
     for sequences in (data, validation):
-        if sequences is not None:
-            for rows in epoch_batches(
-                sequences.lengths, batch_size, batch_steps=batch_steps
-            ):  # all values are checked before any work
+        if sequences is not None:  # all values are checked before any work
+            for rows in epoch_batches(sequences.lengths, batch_size, batch_steps=batch_steps):
                 batch = model.as_batch(sequences.take(rows))
                 if sequences is data:
                     model.check_training(batch)
-    held_out = None
-    if validation is not None:
-        held_out = (
-            stream(validation, batch_size, batch_steps=batch_steps) if window is None else windows(validation, batch_size, window)
-        )
+
+    def batches_of(sequences: Sequences, augmented: int = 0, **order: Any) -> tf.data.Dataset:
+        if window is not None:
+            return windows(sequences, batch_size, window, **order)
+        return stream(sequences, batch_size, augmented_epochs=augmented, batch_steps=batch_steps, **order)
+
     keeper = _Keeper(
-        None if held_out is None else held_out.cache(),
+        None if validation is None else batches_of(validation).cache(),
         validate_every,
         folder,
         patience,
@@ -314,11 +313,7 @@ def train(
     callbacks = [KLWarmUp(kl_warmup, kl_start if kl_warmup else 1.0), keeper]
     if state["epoch"] < epochs:
         try:
-            order: dict[str, Any] = {"seed": seed, "first_epoch": state["epoch"]}
-            if window is None:
-                batches = stream(data, batch_size, augmented_epochs=augmented_epochs, batch_steps=batch_steps, **order)
-            else:
-                batches = windows(data, batch_size, window, **order)
+            batches = batches_of(data, augmented_epochs, seed=seed, first_epoch=state["epoch"])
             model.fit(batches, steps_per_epoch=steps, epochs=epochs, initial_epoch=state["epoch"], callbacks=callbacks, verbose=0)
         except KeyboardInterrupt:
             if folder is not None:

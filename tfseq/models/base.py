@@ -569,7 +569,7 @@ class SequenceModel(keras.Model):
         gradients = self.adjust(tape.gradient(scaled, self.trainable_weights))
         self.optimizer.apply(self._clip(gradients), self.trainable_weights)
         self.step.assign(self.step + 1)
-        return self._training_logs() if self.ratio_metrics else self.get_metrics_result()
+        return self._training_logs()
 
     def adjust(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         """The gradients of this replica's (scaled) loss, in the order of `trainable_weights`, as they are applied."""

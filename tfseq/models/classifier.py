@@ -102,13 +102,10 @@ class SequenceClassifier(Reader):
         checks.at_least(1, min_count=min_count)
         self.read_labels(classes, "classes")
         self.classes, self.pooling = self.labels, pooling
-        if feature_dim:
-            self.read_frames(feature_dim)
-        else:
-            self.read_tokens(
-                vocabulary, unit, lowercase, embedding_dim, token_dropout=token_dropout, characters=characters, alphabet=alphabet,
-                character_dim=character_dim, character_units=character_units,
-            )  # fmt: skip
+        self.read_input(
+            vocabulary, unit, lowercase, embedding_dim, feature_dim=feature_dim, token_dropout=token_dropout,
+            characters=characters, alphabet=alphabet, character_dim=character_dim, character_units=character_units,
+        )  # fmt: skip
         self.stack = RecurrentStack(
             units, cell, bidirectional, None, dropout, recurrent_dropout, 0.0, zoneout, residual, layer_norm, name="stack"
         )

@@ -111,7 +111,7 @@ class LanguageModel(Reader):
         self.ends, self.conditional, self.tied = ends, conditional, tied
         self.activation_penalty, self.slowness_penalty = activation_penalty, slowness_penalty
         self.window = None if conditional else window
-        self.read_tokens(vocabulary, unit, lowercase, embedding_dim, row_dropout=embedding_dropout, extra_ids=1)
+        self.read_input(vocabulary, unit, lowercase, embedding_dim, row_dropout=embedding_dropout, extra_ids=1)
         self.size, self.boundary = self.text.size, self.text.size  # the boundary is the id after the last
         self.end = 1 + list(vocabulary).index(END) if ends else None
         self.class_embedding = None

@@ -36,7 +36,7 @@ class Reader(SequenceModel):
     """A model whose x are tokens (strings or ids `[B, T]`, or raw texts `[B]`) or real-valued frames `[B, T, D]`.
 
     Strings become ids inside the graph, where it trains and where it is served, by the same operations. A subclass calls
-    `read_tokens` (or `read_frames`) in its constructor, and `read_labels` where it has labels.
+    `read_input` in its constructor, and `read_labels` where it has labels.
     """
 
     has_kl = False
@@ -46,13 +46,14 @@ class Reader(SequenceModel):
 
     # Construction --------------------------------------------------------------------------------------------------
 
-    def read_tokens(
+    def read_input(
         self,
         vocabulary: Sequence[str],
         unit: Unit,
         lowercase: bool,
         embedding_dim: int,
         *,
+        feature_dim: int = 0,
         token_dropout: float = 0.0,
         row_dropout: float = 0.0,
         characters: Literal["cnn", "lstm"] | None = None,
@@ -61,19 +62,21 @@ class Reader(SequenceModel):
         character_units: int = 50,
         extra_ids: int = 0,
     ) -> None:
-        """The layers that turn tokens into vectors; `extra_ids` are added after those of the vocabulary."""
-        self.text: Any = Text(vocabulary, unit, lowercase, name="text")
-        self.embedding = TokenEmbedding(self.text.size + extra_ids, embedding_dim, token_dropout, row_dropout, name="embedding")
+        """The layers that turn tokens into vectors; or none, for frames of `feature_dim` features, which are read as they are.
+
+        The other arguments are those of the models; `extra_ids` are added after those of the vocabulary.
+        """
+        self.text: Any = None
         self.characters: Any = None
-        self.feature_dim = 0
+        self.feature_dim = feature_dim
+        if feature_dim:
+            checks.at_least(1, feature_dim=feature_dim)
+            return
+        self.text = Text(vocabulary, unit, lowercase, name="text")
+        self.embedding = TokenEmbedding(self.text.size + extra_ids, embedding_dim, token_dropout, row_dropout, name="embedding")
         if characters is not None:
             self.characters = Characters(alphabet, character_dim, character_units, characters, name="characters")
             self._spelling = self.characters.split(tf.constant(["", *vocabulary])).numpy()
-
-    def read_frames(self, feature_dim: int) -> None:
-        """Frames `[B, T, feature_dim]` are read as they are."""
-        checks.at_least(1, feature_dim=feature_dim)
-        self.text, self.characters, self.feature_dim = None, None, feature_dim
 
     def read_labels(self, labels: Sequence[str], name: str) -> None:
         """The names of classes; `name` is that of the argument, for errors."""

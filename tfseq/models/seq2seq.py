@@ -92,10 +92,7 @@ class Seq2Seq(Reader):
         checks.share(own_tokens=own_tokens)
         if END not in target_vocabulary:
             raise ValueError(f"`target_vocabulary` must have {END!r}, which ends a text; `from_data` adds it.")
-        if feature_dim:
-            self.read_frames(feature_dim)
-        else:
-            self.read_tokens(vocabulary, unit, lowercase, embedding_dim, token_dropout=token_dropout)
+        self.read_input(vocabulary, unit, lowercase, embedding_dim, feature_dim=feature_dim, token_dropout=token_dropout)
         self.own_tokens, self.dropout, self.attention_kind = own_tokens, dropout, attention
         self.target_text = Text(target_vocabulary, target_unit or unit, lowercase, name="target_text")
         self.size = self.num_targets = self.target_text.size

@@ -123,13 +123,10 @@ class SequenceTagger(Reader):
         checks.at_least(1, min_count=min_count)
         self.read_labels(tags, "tags")
         self.tags, self.head, self.constrained = self.labels, head, constrained
-        if feature_dim:
-            self.read_frames(feature_dim)
-        else:
-            self.read_tokens(
-                vocabulary, unit, lowercase, embedding_dim, token_dropout=token_dropout, characters=characters, alphabet=alphabet,
-                character_dim=character_dim, character_units=character_units,
-            )  # fmt: skip
+        self.read_input(
+            vocabulary, unit, lowercase, embedding_dim, feature_dim=feature_dim, token_dropout=token_dropout,
+            characters=characters, alphabet=alphabet, character_dim=character_dim, character_units=character_units,
+        )  # fmt: skip
         self.stack = RecurrentStack(
             units,
             cell,
