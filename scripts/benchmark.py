@@ -6,14 +6,15 @@
     python scripts/benchmark.py hmm-long [--threads 1]
     python scripts/benchmark.py rbm [--threads 1] [--repeats 3] [--rounds 2] [--data-dir DIR]
     python scripts/benchmark.py recurrent [--threads 1] [--repeats N] [--rounds 2] [--workloads abc]
+    python scripts/benchmark.py vrnn [--threads 1] [--repeats 15] [--rounds 2]
 
 `dmm`: one training step of the deep Markov model in tfseq, plain PyTorch and Pyro. `hmm`: score, smoother, Viterbi and one
 iteration of EM of hidden Markov models in tfseq, hmmlearn, dynamax and pomegranate. `hmm-long`: drift, time and memory of one
 chain of a million steps. `rbm`: epochs of a restricted Boltzmann machine in tfseq, plain PyTorch and scikit-learn, annealed
 importance sampling, and the memory of a stream. `recurrent`: training and inference of taggers, training of language models and
-generation in tfseq, plain Keras and PyTorch. What each measures stands at the head of its file in `benchmarks/`; the peers' side
-is in `peers/` (`pip install -e ".[bench]"`; a contender that is not installed is left out, and said to be). The rounds take
-turns, so that a slow minute of the machine hits all.
+generation in tfseq, plain Keras and PyTorch. `vrnn`: one training step of the variational RNN in tfseq and plain PyTorch. What
+each measures stands at the head of its file in `benchmarks/`; the peers' side is in `peers/` (`pip install -e ".[bench]"`; a
+contender that is not installed is left out, and said to be). Rounds take turns, so that a slow minute of the machine hits all.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from benchmarks import dmm, hmm, hmm_long, rbm, recurrent
+from benchmarks import dmm, hmm, hmm_long, rbm, recurrent, vrnn
 
-BENCHMARKS = {"dmm": dmm, "hmm": hmm, "hmm-long": hmm_long, "rbm": rbm, "recurrent": recurrent}
+BENCHMARKS = {"dmm": dmm, "hmm": hmm, "hmm-long": hmm_long, "rbm": rbm, "recurrent": recurrent, "vrnn": vrnn}
 
 
 def main() -> None:
@@ -32,7 +33,9 @@ def main() -> None:
     parser.add_argument("what", choices=[*BENCHMARKS, "child"], help="the benchmark; `child` is what its child processes run")
     parser.add_argument("call", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, help="of each round: 15 for dmm, 10 for hmm, 3 for rbm, 15, 5 and 3 for recurrent")
+    parser.add_argument(
+        "--repeats", type=int, help="of each round: 15 for dmm and vrnn, 10 for hmm, 3 for rbm, 15, 5 and 3 for recurrent"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--workloads", help="hmm: which of a, b, c and d; recurrent: of a, b and c")
     parser.add_argument("--data-dir", help="rbm: folder of MNIST's files; generated pictures without it")

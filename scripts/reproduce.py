@@ -37,6 +37,27 @@ _JSB: dict[str, Any] = {
     },
     "evaluation": {"num_samples": 2000},
 }
+_DENSITY_JSB: dict[str, Any] = {
+    "data": "jsb",
+    "model": "rnn-density",
+    "hyperparameters": {"units": [200], "dropout": 0.3, "weight_drop": 0.2},
+    "training": {
+        "learning_rate": 2e-3,
+        "average": 0.99,
+        "epochs": 300,
+        "augmented_epochs": 240,
+        "weight_decay": 0.1,
+        "validate_every": 5,
+    },
+    "evaluation": {},
+}
+_SPEECH: dict[str, Any] = {
+    "data": "spoken-digits",
+    "model": "rnn-density",
+    "training": {"batch_size": 32, "learning_rate": 1e-3, "average": 0.99, "epochs": 40},
+    "evaluation": {"num_samples": 20},
+}
+_SPEECH_RNN: dict[str, Any] = {"units": [256], "hidden_dim": 256, "input_layers": 2, "output_layers": 2, "scaling": "global"}
 _MNIST: dict[str, Any] = {"data": "mnist", "evaluation": {"batch_size": 500}}
 _SGD: dict[str, Any] = {"optimizer": "sgd", "batch_size": 100, "clip_norm": 1e3}
 # Melchior, Fischer and Wiskott 2016: PCD-1 with 100 chains, rate 0.01, no momentum, no decay, 50 epochs
@@ -65,6 +86,42 @@ RECIPES: dict[str, dict[str, Any]] = {
     "dmm-jsb": {**_JSB, "training": {**_JSB["training"], "epochs": 2000, "weight_decay": 0.2, "augmented_epochs": 1500}},
     # the training pieces as they are, as in the papers
     "dmm-jsb-plain": {**_JSB, "training": {**_JSB["training"], "epochs": 600, "weight_decay": 0.3}},
+    # two inverse autoregressive flows after the guide's Gaussians
+    "dmm-jsb-iaf": {
+        **_JSB,
+        "hyperparameters": {"num_flows": 2},
+        "training": {**_JSB["training"], "epochs": 2000, "weight_decay": 0.2, "augmented_epochs": 1500},
+    },
+    # the observation before enters transition and emission
+    "dmm-jsb-aug": {
+        **_JSB,
+        "hyperparameters": {"augment": True},
+        "training": {**_JSB["training"], "epochs": 2000, "weight_decay": 0.3, "augmented_epochs": 1500},
+    },
+    "vrnn-jsb-fivo": {
+        **_JSB,
+        "model": "vrnn",
+        "hyperparameters": {"objective": "fivo", "train_samples": 4, "latent_dim": 32, "rnn_units": 256, "num_layers": 1},
+        "training": {**_JSB["training"], "kl_warmup": 500, "epochs": 400, "weight_decay": 0.2, "augmented_epochs": 300},
+        "evaluation": {"num_samples": 128, "num_particles": 4},
+    },
+    "rnn-nade-jsb": {
+        **_DENSITY_JSB,
+        "hyperparameters": {**_DENSITY_JSB["hyperparameters"], "head": "nade", "head_units": 100},
+    },
+    "rnn-rbm-jsb": {
+        **_DENSITY_JSB,
+        "hyperparameters": {**_DENSITY_JSB["hyperparameters"], "head": "rbm", "head_units": 12},
+    },
+    # spoken digits as raw frames of 200 samples: log-likelihood per sequence, as in Chung et al. 2015
+    "speech-rnn-gauss": {**_SPEECH, "hyperparameters": {**_SPEECH_RNN, "head": "normal"}},
+    "speech-rnn-gmm": {**_SPEECH, "hyperparameters": {**_SPEECH_RNN, "head": "mixture"}},
+    "speech-vrnn-gauss": {
+        **_SPEECH,
+        "model": "vrnn",
+        "hyperparameters": {"head": "normal", "latent_dim": 64, "rnn_units": 256, "hidden_dim": 256, "scaling": "global"},
+        "training": {**_SPEECH["training"], "kl_start": 0.2, "kl_warmup": 500},
+    },
     "rbm16-mnist": _RBM16,
     "rbm16-mnist-plain": {**_RBM16, "hyperparameters": {**_RBM16["hyperparameters"], "centred": False}},
     "rbm-mnist": {

@@ -140,11 +140,11 @@ def to_stddev(raw: Array, scale: str) -> Array:
 
 
 def mlp(layer: Any, x: Array) -> Array:
-    """ReLU layers, then the last one linear."""
-    *hidden, last = layer.layers
-    for h in hidden:
-        x = relu(dense(h, x))
-    return dense(last, x)
+    """An `MLP`: ReLU layers, and a last one that is linear where it has an `out_dim`."""
+    for i, one in enumerate(layer.layers):
+        x = dense(one, x)
+        x = x if layer.out_dim is not None and i == len(layer.layers) - 1 else relu(x)
+    return x
 
 
 def transition(layer: Any, inputs: Array) -> tuple[Array, Array]:
@@ -489,6 +489,106 @@ def stack(model: Any, x: Array, state: Any = None) -> tuple[Array, list[tuple[tu
         x = x + y if model.residual and x.shape[-1] == y.shape[-1] else y
         final.append(tuple(last for _, last in found))
     return x, final
+
+
+class VariationalRecurrent:
+    """A `VariationalRNN` with a Bernoulli or normal head, one row and one step at a time (Chung et al. 2015, eqs. 5-11)."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def encode(self, x: Array, observed: Array | None = None) -> Array:
+        """What networks see of x `[D]`."""
+        head = self.model.head
+        seen = np.ones(x.shape) if observed is None else observed.astype(float)
+        if getattr(head, "scale", None) is not None:
+            x = (x - np.asarray(head.mean)) / np.asarray(head.scale)
+        return np.concatenate([x, seen]) if self.model.missing else x
+
+    def start(self) -> tuple[Array, ...]:
+        return tuple(np.zeros(self.model.recurrent.units) for _ in range(self.model.recurrent.num_states))
+
+    def prior(self, hidden: Array, u: Array) -> tuple[Array, Array]:
+        if self.model.variant != "vrnn":
+            return np.zeros(self.model.latent_dim), np.ones(self.model.latent_dim)
+        mean, raw = np.split(mlp(self.model.prior_network, np.concatenate([u, hidden])), 2)
+        return mean, to_stddev(raw, "stddev")
+
+    def emission(self, z: Array, state: tuple[Array, ...], before: Array, u: Array) -> tuple[tuple[Array, ...], Array]:
+        """(what follows of the state once z is known, raw parameters of x); `before` is phi_x of the observation before."""
+        model, extracted = self.model, mlp(self.model.extract_z, z)
+        if model.variant == "storn":
+            state = recurrent_step(model.recurrent, np.concatenate([before, extracted]), state)
+            hidden = state[0]
+        else:
+            hidden = np.concatenate([extracted, state[0]])
+        return state, dense(model.head, mlp(model.emission, np.concatenate([u, hidden])))
+
+    def advance(self, x: Array, observed: Array | None, z: Array, state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        model, seen = self.model, mlp(self.model.extract_x, self.encode(x, observed))
+        if model.variant == "storn":
+            return state, seen
+        return recurrent_step(model.recurrent, np.concatenate([seen, mlp(model.extract_z, z)]), state), seen
+
+    def log_lik(self, raw: Array, x: Array, observed: Array | None) -> float:
+        head = self.model.head
+        if type(head).__name__ == "Bernoulli":
+            each = x * -np.logaddexp(0.0, -raw) + (1.0 - x) * -np.logaddexp(0.0, raw)
+        else:
+            mean, scale = np.split(raw, 2)
+            mean_x = np.zeros(len(x)) if head.scale is None else np.asarray(head.mean)
+            unit = np.ones(len(x)) if head.scale is None else np.asarray(head.scale)
+            each = stats.norm.logpdf((x - mean_x) / unit, mean, np.logaddexp(0.0, scale) + MIN_STDDEV) - np.log(unit)
+        return float((each if observed is None else each[observed]).sum())
+
+    def terms(self, x: Array, noise: Array, observed: Array | None = None, u: Array | None = None) -> tuple[Array, Array, Array]:
+        """x `[T, D]`, noise `[T, Z]` -> log p(x_t | .), the analytic and the sampled divergence, `[T]` each."""
+        model, found = self.model, []
+        u = np.zeros((len(x), 0)) if u is None else u
+        state, before = self.start(), np.zeros(model.hidden_dim)
+        guide_state, seen_by = tuple(np.zeros(model.recurrent.units) for _ in state), None
+        for t in range(len(x)):
+            seen_now = None if observed is None else observed[t]
+            filled = x[t] if seen_now is None else np.where(seen_now, x[t], self.filling())
+            extracted = mlp(model.extract_x, self.encode(filled, seen_now))
+            if model.variant == "storn":
+                guide_state = recurrent_step(model.guide_rnn, np.concatenate([u[t], extracted]), guide_state)
+                seen_by = guide_state[0]
+            else:
+                seen_by = np.concatenate([u[t], extracted, state[0]])
+            mean, raw = np.split(mlp(model.guide, seen_by), 2)
+            stddev = to_stddev(raw, "stddev")
+            z = mean + stddev * noise[t]
+            prior_mean, prior_stddev = self.prior(state[0], u[t])
+            kl = np.log(prior_stddev / stddev) + (stddev**2 + (mean - prior_mean) ** 2) / (2.0 * prior_stddev**2) - 0.5
+            ratio = stats.norm.logpdf(z, mean, stddev) - stats.norm.logpdf(z, prior_mean, prior_stddev)
+            state, parameters = self.emission(z, state, before, u[t])
+            found.append((self.log_lik(parameters, filled, seen_now), kl.sum(), ratio.sum()))
+            state, before = self.advance(filled, seen_now, z, state)
+        log_lik, analytic, sampled = np.transpose(found)
+        return log_lik, analytic, sampled
+
+    def filling(self) -> Array:
+        return np.zeros(self.model.head.event_dim) if self.model.head.mean is None else np.asarray(self.model.head.mean)
+
+    def sample(self, noise: Array, uniform: Array, u: Array | None = None) -> Array:
+        """New x `[T, D]` from noise `[T, Z]` and uniform numbers `[T, D]`."""
+        u = np.zeros((len(noise), 0)) if u is None else u
+        state, before, found = self.start(), np.zeros(self.model.hidden_dim), []
+        for t in range(len(noise)):
+            mean, stddev = self.prior(state[0], u[t])
+            z = mean + stddev * noise[t]
+            state, raw = self.emission(z, state, before, u[t])
+            if type(self.model.head).__name__ == "Bernoulli":
+                x = (uniform[t] < sigmoid(raw)).astype(float)
+            else:
+                mean, scale = np.split(raw, 2)
+                x = stats.norm.ppf(uniform[t], mean, np.logaddexp(0.0, scale) + MIN_STDDEV)
+                if self.model.head.scale is not None:
+                    x = np.asarray(self.model.head.mean) + np.asarray(self.model.head.scale) * x
+            state, before = self.advance(x, None, z, state)
+            found.append(x)
+        return np.array(found)
 
 
 def softmax(x: Array) -> Array:

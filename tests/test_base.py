@@ -11,7 +11,9 @@ import pytest
 import tensorflow as tf
 
 from tfseq.data.batching import Sequences, epoch_batches, num_batches, stream
+from tfseq.models.base import SequenceModel, Terms
 from tfseq.models.dmm import DeepMarkovModel
+from tfseq.models.hmm import HiddenMarkovModel
 
 LENGTHS = [6, 1, 3, 2, 5]
 
@@ -133,3 +135,107 @@ def test_bad_data_sets_are_errors(data: Sequences) -> None:
         stream(data, 0)
     with pytest.raises(ValueError, match="`observed` of sequence 1 has 2 steps"):
         Sequences(data.x[:2], observed=[np.ones((6, 3), bool), np.ones((2, 3), bool)])
+
+
+# Monitors -----------------------------------------------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable("tests")
+class Stated(SequenceModel):
+    """A likelihood w . x, and a divergence of each of four latent dimensions: |x_1| times 0, 0.014, 0.5 and v."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.latent_units = 4
+        self.w = self.add_weight(shape=(3,), initializer="ones", name="w")
+        self.v = self.add_weight(shape=(), initializer="zeros", name="v")
+        self.create_weights()
+
+    def batch_spec(self) -> dict[str, tf.TensorSpec]:
+        return {"x": tf.TensorSpec([None, None, 3])}
+
+    def terms(self, batch: dict[str, Any], training: bool = False) -> Terms:
+        rates = tf.concat([[0.0, 0.014, 0.5], self.v.value[None]], 0)
+        kl_units = tf.abs(batch["x"][..., :1]) * rates
+        return Terms(tf.linalg.matvec(batch["x"], self.w), tf.reduce_sum(kl_units, -1), batch["mask"], kl_units=kl_units)
+
+
+def test_active_units_are_exact_over_unequal_batches_and_replicas(strategy: tf.distribute.Strategy) -> None:
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(n, 3)).astype(np.float32) for n in LENGTHS]
+    for i, a in enumerate(x):
+        a[:, 0] = np.sign(a[:, 0]) * (i > 0)  # the longest has no divergence
+    data = Sequences(x)
+    mean = np.abs(np.concatenate(x)[:, 0]).mean()
+    of_batches = np.mean([np.abs(a[:, 0]).mean() for a in x])
+    assert 0.014 * mean < 0.01 < 0.014 * of_batches  # a mean of the means of batches would count the second dimension
+    for place in (tf.distribute.get_strategy(), strategy):
+        with place.scope():
+            model = Stated()
+            model.compile(keras.optimizers.SGD(0.0))
+        batches = stream(data, 2 if place is strategy else 1)
+        found = model.evaluate(batches, verbose=0, return_dict=True)
+        [metric] = model.unit_metrics
+        np.testing.assert_allclose(metric.kl(), mean * np.array([0, 0.014, 0.5, 0]), rtol=1e-6)
+        assert found["active_units"] == 1
+        assert found["kl"] == pytest.approx(metric.kl().numpy().sum(), rel=1e-6)
+        history = model.fit(batches, epochs=2, verbose=0, validation_data=batches).history
+        assert history["active_units"] == history["val_active_units"] == [1.0, 1.0]  # each epoch begins anew
+
+
+def test_a_model_that_states_no_units_has_no_such_metric() -> None:
+    assert "active_units" not in [m.name for m in HiddenMarkovModel.tiny().metrics]
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_norms_are_those_of_the_whole_gradient_and_of_the_weights(replicas: int, strategy: tf.distribute.Strategy) -> None:
+    rng = np.random.default_rng(0)
+    data = Sequences([rng.normal(size=(n, 3)).astype(np.float32) for n in (5, 1)])  # a row for each replica
+    with strategy.scope() if replicas == 2 else tf.distribute.get_strategy().scope():
+        model = Stated()
+        model.compile(keras.optimizers.SGD(0.5, global_clipnorm=0.1), monitor_norms=True)
+    steps = np.concatenate(data.x).astype(float)
+    gradient = np.append(-steps.mean(0), np.abs(steps[:, 0]).mean())  # of kl - log_lik per step, by w and v
+    weights = np.array([1.0, 1.0, 1.0, 0.0])
+    after = weights - 0.5 * gradient * 0.1 / np.linalg.norm(gradient)  # clipped, while the norm that is logged is not
+    assert np.linalg.norm(gradient) > 0.1
+    history = model.fit(stream(data, 2, seed=0), steps_per_epoch=2, epochs=1, verbose=0).history
+    assert history["gradient_norm"] == [pytest.approx(np.linalg.norm(gradient), rel=1e-5)]  # that of both steps
+    wanted = (np.linalg.norm(weights) + np.linalg.norm(after)) / 2
+    assert history["weight_norm"] == [pytest.approx(wanted, rel=1e-6)]
+    found = model.evaluate(stream(data, 2), verbose=0, return_dict=True)
+    assert not {"gradient_norm", "weight_norm"} & set(found)
+
+
+def test_norms_do_not_change_the_run_and_are_off_by_default(data: Sequences) -> None:
+    weights, names = [], []
+    for settings in ({}, {"monitor_norms": True}):
+        keras.utils.set_random_seed(0)
+        model = Stated()
+        model.compile(keras.optimizers.SGD(0.1), **settings)
+        names.append(set(model.fit(stream(data, 2, seed=0), steps_per_epoch=3, verbose=0).history))
+        weights.append(np.append(model.w, model.v))
+    np.testing.assert_array_equal(*weights)
+    assert names[1] - names[0] == {"gradient_norm", "weight_norm"}
+
+
+def test_norms_are_of_gradients_and_survive_saving(tmp_path: Path, data: Sequences) -> None:
+    model = Stated()
+    with pytest.raises(ValueError, match="`monitor_norms` is for method='gradient'"):
+        HiddenMarkovModel.tiny().compile(method="em", monitor_norms=True)
+    model.compile(keras.optimizers.SGD(0.1), monitor_norms=True)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert [m.name for m in again.metrics] == [m.name for m in model.metrics]
+    again.compile(keras.optimizers.SGD(0.1))
+    assert "gradient_norm" not in [m.name for m in again.metrics]
+
+
+def test_the_norm_is_without_the_loss_scale() -> None:
+    found = []
+    for policy in ("float32", "mixed_float16"):
+        model = Stated(dtype=policy)
+        model.compile(keras.optimizers.SGD(0.0), monitor_norms=True)
+        found.append(model.fit(np.ones((1, 2, 3), np.float32), verbose=0).history["gradient_norm"][0])
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert found == [pytest.approx(2.0), pytest.approx(2.0)]  # four partial derivatives of size 1

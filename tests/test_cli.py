@@ -20,6 +20,7 @@ import tensorflow as tf
 from tfseq import cli, plots
 from tfseq.cli import main
 from tfseq.data import Sequences
+from tfseq.data.speech import read_wav
 from tfseq.models.base import SequenceModel
 from tfseq.models.classifier import SequenceClassifier
 from tfseq.models.dmm import DeepMarkovModel
@@ -182,7 +183,7 @@ def test_texts_of_arguments_that_share_a_line():
         ("train dmm --data jsb --resume", "--resume needs --out"),
         ("evaluate", "Missing: RUN"),
         ("evaluate run --split tset", "--split must be one of train, valid, test; received 'tset'. Did you mean 'test'?"),
-        ("sample run --out song.wav", "--out must end in one of"),
+        ("sample run --out song.mp3", "--out must end in one of"),
         ("export run", "Missing: --out"),
         ("predict", "Missing: RUN"),
         ("predict run jbs", "INPUT must be a data set, the path of a .csv or .npz file, or"),
@@ -397,8 +398,32 @@ def test_evaluate_prints_one_json_object(trained, music, said):
     assert (found["data"], found["split"]) == ("music", "valid")
 
 
+def test_evaluate_scores_forecasts_beside_their_baselines(trained, said):
+    flags = ("evaluate", trained, "--num-samples", 3, "--forecast-steps", 2, "--forecast-samples", 10)
+    code, out, _ = said(*flags)
+    assert code == 0 and "Forecasts: the last 2 steps of each sequence given all steps before" in out
+    for row in (
+        "crps",
+        "crps of climatology",
+        "forecast_error of random walk",
+        "coverage of 80%",
+        "coverage of 95% of climatology",
+    ):
+        assert re.search(rf"{row} .* [01]\.\d{{2,}} ", out), row
+    code, out, _ = said(*flags, "--json")
+    found = json.loads(out)
+    assert set(found["coverage"]) == {"0.5", "0.8", "0.95"} and 0.0 < found["crps"] < 1.0
+    assert len(found["forecast_per_feature"]["crps"]) == 88
+    assert set(found["forecast_baselines"]["random walk"]) == {k for k in found if re.match("crps|coverage|forecast", k)} - {
+        "forecast_baselines", "forecast_protocol",
+    }  # fmt: skip
+    code, _, err = said("evaluate", trained, "--forecast-steps", 99)
+    assert code == 1 and "below the length of some sequence" in err
+
+
 def test_json_has_null_for_what_is_not_a_number():
-    assert cli._finite({"a": float("nan"), "b": {"c": 1.0}}) == {"a": None, "b": {"c": 1.0}}
+    found = cli._finite({"a": float("nan"), "b": {"c": 1.0}, "d": [1.0, float("nan")]})
+    assert found == {"a": None, "b": {"c": 1.0}, "d": [1.0, None]}
 
 
 def test_evaluate_says_when_it_scores_the_training_data(trained, tmp_path, said, monkeypatch):
@@ -564,7 +589,7 @@ def test_samples_of_pictures_are_a_grid(tmp_path, said, monkeypatch, data):
     loaded, drawn = [], []
     monkeypatch.setattr(cli, "_load", lambda run: loaded.append(run) or Painter())
     code, out, err = said("sample", tmp_path, "--out", tmp_path / "new.mid")
-    assert (code, out, loaded) == (2, "", []) and "--out must end in .png, .npz or .csv for a run on pictures" in err
+    assert (code, out, loaded) == (2, "", []) and "--out must end in .png, .svg, .pdf, .npz or .csv for pictures;" in err
     code, out, err = said("sample", tmp_path, "--num", 2, "--length", 5, "--seed", 4, "--out", tmp_path / "new.npz")
     assert (code, np.load(tmp_path / "new.npz")["x"].shape) == (0, (2, 5, 6)), err
     code, out, err = said("sample", tmp_path, "--out", tmp_path / "new.png")
@@ -610,6 +635,146 @@ def test_a_prefix_that_does_not_suit(trained, tmp_path, said, name, arrays, mess
     code, _, err = said("sample", trained, "--prefix", tmp_path / name, "--out", tmp_path / "new.npz")
     assert code == 1
     assert message in err and not (tmp_path / "new.npz").exists()
+
+
+@pytest.fixture(scope="module")
+def forecaster(eager: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch on two real-valued features, whose file stands beside it."""
+    folder = tmp_path_factory.mktemp("series")
+    rng = np.random.default_rng(0)
+    lines = [f"{year},{10 + a:.3f},{b:.3f}" for year, (a, b) in zip(range(2000, 2030), rng.normal(size=(30, 2)), strict=True)]
+    (folder / "mine.csv").write_text("\n".join(["year,temp,wind", *lines, ""]))
+    arguments = [
+        "train",
+        "dmm",
+        "--data",
+        str(folder / "mine.csv"),
+        "--out",
+        str(folder / "run"),
+        "--epochs",
+        "1",
+        "--no-progress",
+    ]
+    assert main([*arguments, "--model.head", "normal", *TINY]) == 0
+    return folder
+
+
+def test_a_prefix_of_a_series_is_forecast_as_quantiles(forecaster, tmp_path, said):
+    command = ["sample", forecaster / "run", "--prefix", forecaster / "mine.csv", "--length", 3, "--seed", 5]
+    code, out, err = said(*command, "--out", tmp_path / "f.csv")
+    assert (code, out) == (0, f"{tmp_path / 'f.csv'}\n"), err
+    header, *rows = [line.split(",") for line in (tmp_path / "f.csv").read_text().splitlines()]
+    assert header[:4] == ["sequence", "step", "feature", "mean"]
+    assert [row[:3] for row in rows] == [["mine", str(t), name] for t in (30, 31, 32) for name in ("temp", "wind")]
+    model = cli._load(str(forecaster / "run"))
+    (x,) = cli.load_dataset(forecaster / "mine.csv").x
+    samples = model.forecast(x[None], num_steps=3, num_samples=cli.FORECAST_SAMPLES, seed=[5, 1]).numpy()[0]
+    found = np.array([row[4:] for row in rows], np.float32).reshape(3, 2, 5)
+    wanted = np.quantile(samples, (0.05, 0.25, 0.5, 0.75, 0.95), axis=0)
+    np.testing.assert_allclose(found, np.moveaxis(wanted, 0, -1), rtol=1e-5)
+    said(*command, "--num", 7, "--out", tmp_path / "g.csv")
+    assert (tmp_path / "g.csv").read_text() != (tmp_path / "f.csv").read_text()
+    code, _, err = said(*command, "--out", tmp_path / "c.npz")  # the continuation itself
+    with np.load(tmp_path / "c.npz") as arrays:
+        assert arrays["x"].shape == (1, 33, 2) and arrays["lengths"].tolist() == [33]
+        np.testing.assert_array_equal(arrays["x"][0, :30], x)
+
+
+def test_a_forecast_is_drawn_for_each_sequence(forecaster, tmp_path, said, monkeypatch):
+    given = tmp_path / "given.csv"
+    given.write_text("sequence,temp,wind\na,10,0\na,11,\nb,9,1\n")
+    drawn = []
+    monkeypatch.setattr(plots, "forecast", lambda *found, **settings: drawn.append((found, settings)))
+    command = ["sample", forecaster / "run", "--prefix", given, "--length", 2, "--num", 4, "--out", tmp_path / "f.png"]
+    code, out, err = said(*command)
+    assert (code, out.split()) == (0, [str(tmp_path / f"f-{i}.png") for i in (1, 2)]), err
+    ((x, samples, path), settings), ((last, *_), _) = drawn
+    np.testing.assert_array_equal(x, [[10, 0], [11, np.nan]])
+    assert last.tolist() == [[9, 1]] and samples.shape == (4, 2, 2) and path == tmp_path / "f-1.png"
+    title = "DeepMarkovModel, seed 0, a"
+    assert settings == {"names": ["temp", "wind"], "title": title, "step_name": "year"}
+    monkeypatch.undo()
+    code, _, err = said(*command)
+    assert code == 0 and (tmp_path / "f-2.png").read_bytes().startswith(b"\x89PNG"), err
+    np.savez(tmp_path / "gap.npz", x=np.array([[10, 0], [np.nan, 1]], np.float32))
+    code, _, err = said(
+        "sample", forecaster / "run", "--prefix", tmp_path / "gap.npz", "--length", 1, "--out", tmp_path / "c.npz"
+    )
+    assert code == 0, err
+    np.testing.assert_array_equal(np.load(tmp_path / "c.npz")["x"][0, :2], [[10, 0], [np.nan, 1]])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("order.csv", "wind,temp\n1,2\n", "the features of the run's data, in their order: temp, wind; received wind, temp"),
+        ("empty.csv", "temp,wind\n", "must have a row per step"),
+        ("digit.wav", "RIFF", "--prefix may be a .wav file for a run on frames of recordings"),
+    ],
+)
+def test_prefixes_of_other_data(forecaster, tmp_path, said, name, content, message):
+    run = Path(shutil.copytree(forecaster / "run", tmp_path / "run"))
+    card = json.loads((run / "card.json").read_text())
+    card["data"]["columns"] = ["temp", "wind"]
+    (run / "card.json").write_text(json.dumps(card))
+    (tmp_path / name).write_text(content)
+    code, _, err = said("sample", run, "--prefix", tmp_path / name, "--out", tmp_path / "f.png")
+    assert code == 1 and message in err and not (tmp_path / "f.png").exists()
+
+
+def test_a_run_without_a_card_continues_scores_as_scores(trained, music, tmp_path, said):
+    shutil.copy(trained / "model.keras", tmp_path)
+    command = ["sample", tmp_path / "model.keras", "--prefix", music / "test" / "piece-0.mid", "--length", 2]
+    assert said(*command, "--out", tmp_path / "a.png")[0] == 0
+    code, _, err = said(*command, "--out", tmp_path / "a.csv")
+    assert code == 0 and (tmp_path / "a.csv").read_text().startswith("sequence,step,x0,x1,"), err
+
+
+class Speaker:
+    """A model whose sample are frames of two samples, and whose forecast is silence."""
+
+    def batch_spec(self) -> dict[str, tf.TensorSpec]:
+        return {"x": tf.TensorSpec([None, None, 2])}
+
+    def sample(self, num_sequences: int, num_steps: int, seed: list[int]) -> tf.Tensor:
+        return tf.fill([num_sequences, num_steps, 2], 0.5)
+
+    def forecast(self, x: list[np.ndarray], num_steps: int, num_samples: int, seed: list[int]) -> tf.Tensor:
+        return tf.zeros([len(x), num_samples, num_steps, 2])
+
+
+def test_samples_of_recordings_are_heard(tmp_path, said, monkeypatch):
+    (tmp_path / "card.json").write_text(json.dumps({"data": {"step": "0.25 ms", "shape": None, "sampling_rate": 8000}}))
+    monkeypatch.setattr(cli, "_load", lambda run: Speaker())
+    code, out, err = said("sample", tmp_path, "--num", 2, "--length", 3, "--out", tmp_path / "a.wav")
+    assert (code, out.split()) == (0, [str(tmp_path / f"a-{i}.wav") for i in (1, 2)]), err
+    np.testing.assert_array_equal(read_wav(tmp_path / "a-2.wav", 8000), [0.5] * 6)
+    monkeypatch.setattr("tfseq.data.speech.FRAME", 2)
+    monkeypatch.setattr("tfseq.data.speech.frames", lambda samples: samples.reshape(-1, 2))
+    code, out, err = said("sample", tmp_path, "--prefix", tmp_path / "a-1.wav", "--length", 1, "--out", tmp_path / "b.wav")
+    assert code == 0, err
+    np.testing.assert_array_equal(read_wav(tmp_path / "b.wav", 8000), [0.5] * 6 + [0.0] * 2)
+    code, _, err = said("sample", tmp_path, "--out", tmp_path / "a.mid")
+    assert code == 2 and "--out must end in .wav, .png, .svg, .pdf, .npz or .csv for recordings; received" in err
+
+
+def test_samples_of_a_pen_are_drawn_and_have_its_columns(tmp_path, said, monkeypatch):
+    card = {"data": {"step": "point", "columns": ["pen", "dx"]}}
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    monkeypatch.setattr(cli, "_load", lambda run: Speaker())
+    assert said("sample", tmp_path, "--length", 1, "--out", tmp_path / "a.csv")[0] == 0
+    assert (tmp_path / "a.csv").read_text() == "sequence,step,pen,dx\n0,0,0.5,0.5\n"
+    for suffix in (".png", ".svg"):
+        assert said("sample", tmp_path, "--length", 5, "--out", tmp_path / f"a{suffix}")[0] == 0  # of other columns, series
+    code, _, err = said("sample", tmp_path, "--out", tmp_path / "a.wav")
+    assert code == 2 and "for series; received" in err
+    card["data"]["columns"] = ["pen", "dx", "dy"]
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    monkeypatch.setattr(Speaker, "sample", lambda self, num, steps, seed: tf.ones([num, steps, 3]))
+    drawn = []
+    monkeypatch.setattr(plots, "strokes", lambda x, path, **_: drawn.append(x))
+    assert said("sample", tmp_path, "--length", 5, "--num", 2, "--out", tmp_path / "b.svg")[0] == 0
+    np.testing.assert_array_equal(drawn, np.ones((1, 2, 5, 3)))
 
 
 def test_samples_have_a_positive_number_and_length(trained, said):

@@ -34,6 +34,23 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "reals": {"head": "normal", "guide": "MF-LR", "cell": "lstm", "transition": "mlp", "missing": True},
         "symbols": {"head": "categorical", "augment": True, "missing": True, "guide": "ST-L", "learned_start": False},
     },
+    "vrnn": {
+        "filters": {"objective": "fivo", "train_samples": 3, "cell": "gru", "control_dim": 2, "head": "normal", "missing": True},
+        "storn": {"variant": "storn", "free_bits": 0.05, "head": "mixture", "num_layers": 2},
+    },
+    "kalman": {
+        "full": {
+            "dtype": "float64", "transition_noise": "full", "observation_noise": "full", "mean": [0.5, 0.4, 0.6],
+            "stddev": [0.5, 0.4, 2.0],
+        },
+    },
+    "rnn-density": {
+        "stack": {
+            "head": "nade", "units": [4, 3], "cell": "gru", "control_dim": 2, "input_layers": 1, "output_layers": 1,
+            "dropout": 0.2, "weight_drop": 0.2, "layer_norm": True,
+        },
+        "machine": {"head": "rbm", "missing": False},
+    },
     "hmm": {
         "full": {"emission": "normal", "covariance": "full", "sticky": 2.0, "initial": "stationary"},
         "regression": {"emission": "normal", "covariance": "tied", "num_lags": 2, "control_dim": 2, "controls": "both"},

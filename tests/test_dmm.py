@@ -14,7 +14,8 @@ from tensorflow_probability import distributions as tfd
 
 from tests import reference
 from tfseq.data.batching import Sequences
-from tfseq.models.dmm import DeepMarkovModel, gaussian_kl
+from tfseq.models.dmm import DeepMarkovModel
+from tfseq.models.state_space import gaussian_kl
 from tfseq.ops import bounds, random
 from tfseq.ops.masking import pad
 
@@ -224,7 +225,7 @@ def test_the_closed_form_divergence_is_that_of_tfp(rng: np.random.Generator) -> 
     mean, prior_mean = rng.normal(size=(2, 5, 3))
     stddev, prior_stddev = rng.uniform(0.3, 2.0, size=(2, 5, 3))
     wanted = tfd.MultivariateNormalDiag(mean, stddev).kl_divergence(tfd.MultivariateNormalDiag(prior_mean, prior_stddev))
-    np.testing.assert_allclose(gaussian_kl(mean, stddev, prior_mean, prior_stddev), wanted, rtol=1e-10)
+    np.testing.assert_allclose(gaussian_kl(mean, stddev, prior_mean, prior_stddev).numpy().sum(-1), wanted, rtol=1e-10)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -274,16 +275,43 @@ def test_terms_are_those_of_a_loop_in_numpy(name: str, rng: np.random.Generator)
     data |= {"u": controls} if model.control_dim else {}
     batch = model.complete(model.as_batch(data))
     inputs = model._inputs(batch)
-    latents = model._infer(inputs, model._context(inputs))
+    latents = model._infer(inputs, model.read(inputs))
     noise = random.normal(seeds, tf.range(4), 2, 0).numpy()
     for analytic, which in ((True, 1), (False, 2)):
         if analytic and model.flows:
             continue
-        log_lik, kl = model._terms(inputs, latents, analytic)
+        log_lik, kl, _ = model._terms(inputs, latents, analytic)
         for row, n in enumerate(lengths):
             wanted = twin.terms(xs[row].astype(float), noise[:n, row].astype(float), observed[row], controls[row])
             np.testing.assert_allclose(log_lik[:n, row], wanted[0], rtol=2e-4, atol=2e-5)  # float32 through four steps
             np.testing.assert_allclose(kl[:n, row], wanted[which], rtol=2e-4, atol=2e-5)
+
+
+def test_a_filter_with_the_exact_guide_gives_the_kalman_likelihood(
+    exact_model: DeepMarkovModel, sequences: list[np.ndarray], kalman: np.ndarray
+) -> None:
+    for num_particles in (1, 5):  # every weight is p(x_t | z_{t-1}, ...) of a particle; of one particle their product is p(x)
+        found = exact_model.filter_log_prob(sequences, num_particles=num_particles)
+        if num_particles == 1:
+            np.testing.assert_allclose(found, kalman, rtol=2e-5)  # float32, as above
+
+
+def test_filters_with_an_untrained_guide_estimate_the_likelihood_without_bias_and_rise_to_it(
+    sequences: list[np.ndarray], kalman: np.ndarray
+) -> None:
+    keras.utils.set_random_seed(1)
+    model = linear_model()
+    x = np.repeat(sequences[0][None], 4000, 0)  # every row a filter of its own
+    bounds = {num: model.filter_log_prob(x, num_particles=num, seed=[2, 3]).numpy().astype(float) for num in (4, 16, 64)}
+    means = [bound.mean() for bound in bounds.values()]
+    assert means[0] < means[1] < means[2] < kalman[0] + 0.02  # its standard error is below 0.01
+    assert kalman[0] - means[2] < 0.5 * (kalman[0] - means[1])  # the gap falls as 1 / N
+    ratio = np.exp(bounds[64] - kalman[0])
+    assert abs(ratio.mean() - 1.0) < 4.5 * ratio.std() / np.sqrt(len(ratio))
+    assert ratio.std() / np.sqrt(len(ratio)) < 0.02  # else the test could not see a bias
+    # a filter resamples what importance sampling carries to the end
+    importance = np.mean([model.importance_log_prob(sequences[0][None], num_samples=16, seed=[s, 0]) for s in range(50)])
+    assert means[1] > importance
 
 
 @pytest.mark.parametrize("name", ["ST-R", "everything"])

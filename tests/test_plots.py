@@ -284,3 +284,115 @@ def test_maps_of_tokens_that_cannot_be():
         plots.attention(np.zeros((2, 2)), ["a", "b", "c"], ["d", "e"])
     with pytest.raises(ValueError, match="`probs` must lie in \\[0, 1\\]"):
         plots.tag_probs(np.array([[-1.0, 3.0]]), ["a"], ["A", "B"])
+
+
+# Series, trajectories, recordings.
+
+
+def bands(axes) -> list[np.ndarray]:
+    """The edges of the bands of a panel, widest first: `[2, points]`, low and high."""
+    found = []
+    for band in axes.collections:
+        vertices = band.get_paths()[0].vertices
+        num = (len(vertices) - 3) // 2  # fill_between goes along one edge, back along the other, and closes
+        found.append(np.stack([vertices[1 : num + 1, 1], vertices[num + 2 : -1, 1][::-1]]))
+    return found
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_bands_of_a_forecast_are_quantiles_of_the_samples(rng, tmp_path, known):
+    history, samples = rng.normal(size=(30, 2)), rng.normal(size=(50, 4, 2))
+    history[3, 0] = np.nan
+    if not known:
+        history[-1] = np.nan
+    figure = plots.forecast(
+        history, samples, tmp_path / "a.svg", names=["temp", "$wind_"], levels=(0.5, 0.9), title="dmm", step_name="day"
+    )
+    assert (tmp_path / "a.svg").read_bytes().startswith(b"<?xml")
+    assert [axes.get_ylabel() for axes in figure.axes] == ["temp", "$wind_"]
+    assert figure.axes[-1].get_xlabel() == "time in days"
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["given", "90 %", "50 %", "median"]
+    for d, axes in enumerate(figure.axes):
+        given, median, _ = axes.lines
+        np.testing.assert_array_equal(given.get_xdata(), np.arange(30))
+        np.testing.assert_array_equal(given.get_ydata(), history[:, d])
+        start = int(known)  # bands and median begin at the last value that is known
+        np.testing.assert_array_equal(median.get_xdata(), np.arange(30 - start, 34))
+        np.testing.assert_allclose(median.get_ydata()[start:], np.quantile(samples[..., d], 0.5, axis=0))
+        wide, narrow = bands(axes)
+        np.testing.assert_allclose(wide[:, start:], np.quantile(samples[..., d], (0.05, 0.95), axis=0))
+        np.testing.assert_allclose(narrow[:, start:], np.quantile(samples[..., d], (0.25, 0.75), axis=0))
+        if known:
+            assert wide[:, 0].tolist() == narrow[:, 0].tolist() == [history[-1, d]] * 2 == [median.get_ydata()[0]] * 2
+
+
+def test_a_forecast_shows_the_last_steps_and_the_first_features(rng):
+    figure = plots.forecast(rng.normal(size=(500, 12)), rng.normal(size=(3, 10, 12)))
+    assert len(figure.axes) == 8 and figure.axes[0].get_title(loc="right") == "the first 8 of 12 features"
+    assert figure.axes[0].lines[0].get_xdata()[[0, -1]].tolist() == [400, 499] and figure.axes[7].get_ylabel() == "x7"
+    figure = plots.forecast(np.zeros(500), rng.normal(size=(3, 40)), history_steps=7)
+    assert figure.axes[0].lines[0].get_xdata()[0] == 493 and figure.axes[0].get_ylabel() == "value"
+    assert len(plots.forecast(np.zeros((0, 1)), np.zeros((1, 1, 1))).axes) == 1  # no history
+
+
+@pytest.mark.parametrize(
+    ("history", "samples", "settings", "message"),
+    [
+        (np.zeros((3, 2)), np.zeros((4, 5, 3)), {}, r"received shapes \[3, 2\] and \[4, 5, 3\]"),
+        (np.zeros((3, 2)), np.zeros((0, 5, 2)), {}, "at least one sample"),
+        (np.zeros(3), np.full((4, 5), np.nan), {}, r"must be finite; received nan at index \[0, 0, 0\]. Did the training"),
+        (np.zeros(3), np.zeros((4, 5)), {"levels": (0.5, 95)}, "`levels` must be numbers between 0 and 1"),
+        (np.zeros(3), np.zeros((4, 5)), {"levels": ()}, "`levels`"),
+        (np.zeros(3), np.zeros((4, 5)), {"names": ["a", "b"]}, "`names` must have one for each of the 1 features; received 2"),
+    ],
+)
+def test_forecast_errors(history, samples, settings, message):
+    with pytest.raises(ValueError, match=message):
+        plots.forecast(history, samples, **settings)
+
+
+def test_series_over_each_other(rng):
+    x = [rng.normal(size=(9, 2)), rng.normal(size=(5, 2))]
+    figure = plots.series(x, names=["a", "b"], step_name="year", prefix_steps=3)
+    for d, axes in enumerate(figure.axes):
+        lines = {line.get_label(): line.get_ydata().tolist() for line in axes.lines}
+        assert lines["1"] == x[0][:, d].tolist() and lines["2"] == x[1][:, d].tolist() and lines["given"] == x[0][:3, d].tolist()
+    assert plots.series(np.array([1.0, np.nan, 3.0])).axes[0].lines[0].get_marker() == "."  # alone between gaps
+    assert not plots.series(rng.normal(size=(9, 5, 1))).legends and len(plots.series(rng.normal(size=(4, 5, 1))).legends) == 1
+    for bad in ([], [np.zeros((3, 2)), np.zeros((3, 1))], np.zeros((0, 2))):
+        with pytest.raises(ValueError, match="`x` must be series"):
+            plots.series(bad)
+
+
+def test_strokes_are_lines_where_the_pen_is_down():
+    #   at (1, 1), to (2, 1) and up; at (2, 3) alone; at (0, 0), to (0, 1) and on without an end
+    x = np.array([[0, 1, 1], [1, 1, 0], [0.6, 0, 2], [0.4, -2, -3], [0, 0, 1]])
+    figure = plots.strokes([x, x[:2]], prefix_steps=1, title="two")
+    first, second = figure.axes
+    lines, dots = first.collections
+    assert [s.tolist() for s in lines.get_segments()] == [[[1, 1], [2, 1]], [[0, 0], [0, 1]]]
+    assert dots.get_offsets().tolist() == [[2, 3]]
+    assert [s.tolist() for s in second.collections[0].get_segments()] == [[[1, 1], [2, 1]]]
+    assert first.get_aspect() == 1.0
+    whole = plots.strokes(x, prefix_steps=2)
+    colours = whole.axes[0].collections[0].get_colors()
+    assert colours[0].tolist() != colours[1].tolist()  # given, and not
+    assert len(plots.strokes(np.zeros((7, 4, 3)), columns=3).axes) == 9
+    for bad, message in (
+        (np.zeros((3, 2)), "pen, dx, dy"),
+        (np.full((3, 3), np.inf), "must be finite"),
+        ([np.zeros((0, 3))], "at least one trajectory"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plots.strokes(bad)
+
+
+def test_recordings_over_seconds(tmp_path):
+    x = [np.arange(12.0).reshape(3, 4), np.arange(4.0)]
+    figure = plots.recordings(x, 4, tmp_path / "a.png")
+    for axes, each in zip(figure.axes, x, strict=True):
+        assert axes.lines[0].get_ydata().tolist() == each.ravel().tolist()
+    assert figure.axes[0].lines[0].get_xdata()[-1] == 11 / 4
+    with pytest.raises(ValueError, match="at least one recording"):
+        plots.recordings([], 8000)

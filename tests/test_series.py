@@ -132,9 +132,13 @@ def test_samples_are_read_back(tmp_path, rng):
         (path,) = write_samples(tmp_path / f"new{suffix}", x)
         data = load_series(path)
         assert data_hash(data) == data_hash(series.Sequences(x)) and data.lengths.tolist() == [4, 1]
+    (path,) = write_samples(tmp_path / "named.csv", x, columns=["a,b", "größe", "y0"])
+    data = load_series(path)
+    assert data_hash(data) == data_hash(series.Sequences(x)) and data.columns == ["a,b", "größe", "y0"]
     symbols = [np.array([3, 0, 2]), np.array([1])]
-    (path,) = write_samples(tmp_path / "symbols.npz", symbols)
-    assert lists(load_series(path).x) == lists(symbols) and load_series(path).x[0].dtype == np.int32
+    for suffix in (".npz", ".csv"):
+        (path,) = write_samples(tmp_path / f"symbols{suffix}", symbols)
+        assert lists(load_series(path).x) == lists(symbols) and load_series(path).x[0].dtype == np.int32
 
 
 @pytest.mark.parametrize(
@@ -151,7 +155,10 @@ def test_samples_are_read_back(tmp_path, rng):
         ("x,z\n1,2\n3\n", "line 3: a row must have 2 cells, as the header; received 1"),
         ("x,z\n1,2\n3,4,5\n", "line 3: a row must have 2 cells, as the header; received 3.*decimal point a comma"),
         ("x,z\n1,2\n\n3,4\n", "line 3: a row must have 2 cells, as the header; the line is empty"),
-        ("x,z\n1,2\n3,four\n", "line 3, column 'z': a value must be a finite number.*received 'four'. Only.*sequence and step"),
+        (
+            "x,z\n1,2\n3,four\n",
+            "line 3, column 'z': a value must be a finite number.*received 'four'. Only sequence and columns of time",
+        ),
         ("x;z\n1;2,5\n", "line 2, column 'z'.*received '2,5'. Decimals have a point"),
         ("x\n1_000\n", "line 2, column 'x'.*received '1_000'"),
         ("x\ninf\n", "line 2, column 'x'.*received 'inf'"),
@@ -182,6 +189,68 @@ def test_csv_files_that_are_no_text(tmp_path):
     (tmp_path / "binary.csv").write_bytes(b"x\n1\n\x00\x01\n")
     with pytest.raises(ValueError, match="binary.csv"):
         load_series(tmp_path / "binary.csv")
+
+
+# Time stamps.
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "step"),
+    [
+        ("step,x\n0,1\n1,2\n", ["x"], "step"),
+        ("x,Date\n1,2020-01-31\n2,2020-02-01\n", ["x"], "step"),
+        ("date,x\n19580329,1\n19580405,2\n", ["x"], "step"),
+        ("YEAR,x\n1900,1\n1901,2\n", ["x"], "year"),
+        ("quarter,x,year\n1,1,2000\n2,3,2000\n1,5,2001\n", ["x"], "quarter"),
+        ("date,time,x\n2020-01-01,23:00,1\n2020-01-02,01:00,2\n", ["x"], "step"),
+        ("time,x\n2020-01,1\n2020-02,2\n", ["x"], "step"),
+        ("time,x\n2020-10-25T02:30+02:00,1\n2020-10-25T02:10+01:00,2\n", ["x"], "step"),  # summer time ends
+        ("step,x\nTuesday,1\nMonday,2\n", ["x"], "step"),
+        ("step,x\n,1\n,2\n", ["x"], "step"),
+        ("sequence,step,x\na,5,1\na,6,2\nb,0,3\n", ["x"], "step"),
+    ],
+)
+def test_time_stamps_are_no_features(csv_of, monkeypatch, text, columns, step):
+    for block in (2**16, 1):
+        monkeypatch.setattr(series, "_BLOCK", block)
+        data = csv_of(text)
+        assert (data.columns, data.step, data.x[0].shape[1]) == (columns, step, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("step,x\n0,1\n1,2\n1,3\n", "line 4, column 'step': time stamps must increase.*received '1' after '1'.*Sort"),
+        ("date,x\n2020-02-01,1\n2020-01-31,2\n", "line 3, column 'date'.*'2020-01-31' after '2020-02-01'"),
+        ("sequence,time,x\na,1,1\nb,2,1\nb,1.5,1\n", "line 4, column 'time'.*'1.5' after '2'"),
+        ("year,quarter,x\n2000,1,1\n2000,3,1\n2000,2,1\n", "line 4, column 'year' and 'quarter'.*'2000 2' after '2000 3'"),
+        ("date,x\n2020-02-01,1\n2020-02-30,2\n", "line 3, column 'date': a time stamp must be an ISO date.*'2020-02-30'"),
+        ("step,x\n1,1\n,2\n", "line 3, column 'step': a time stamp must be a number, as in the rows before; received ''"),
+        ("step,x\n1,1\ninf,2\n", "line 3, column 'step': a time stamp must be a number.*'inf'"),
+        ("date,year\n1,1\n", "line 1: there must be a column of a feature.*Columns of time, step.*are no features"),
+    ],
+)
+def test_time_stamps_must_increase_within_a_sequence(csv_of, monkeypatch, text, message):
+    for block in (2**16, 1):
+        monkeypatch.setattr(series, "_BLOCK", block)
+        with pytest.raises(ValueError, match=f"mine.csv, {message}"):
+            csv_of(text)
+
+
+def test_published_series_load_as_they_are(data_folder):
+    # rows, columns and missing values as the files have them: `wc -l`, `head -1`, `grep -c ,$`
+    wanted = {
+        "nile": (100, ["volume"], "year", 0),
+        "sunspots": (309, ["SUNACTIVITY"], "year", 0),
+        "co2": (2284, ["co2"], "step", 59),
+        "elnino": (61, ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"], "year", 0),
+    }
+    for name, (steps, columns, step, missing) in wanted.items():
+        data = load_dataset(data_folder / "series" / f"{name}.csv")
+        assert (data.lengths.tolist(), data.columns, data.step) == ([steps], columns, step)
+        assert (0 if data.observed is None else int((~data.observed[0]).sum())) == missing
+    macro = load_dataset(data_folder / "series" / "macrodata.csv")
+    assert (macro.step, macro.x[0].shape, macro.columns[0]) == ("quarter", (203, 12), "realgdp")
 
 
 # NPZ.
@@ -317,6 +386,14 @@ def test_size_is_bounded(tmp_path, monkeypatch):
     for path in (file, tmp_path / "small.npz"):
         with pytest.raises(ValueError, match=f"{path.name} must have at most 3000 bytes; received"):
             load_series(path)
+
+
+def test_columns_are_those_of_the_features():
+    x = [np.zeros((2, 1), np.float32)]
+    assert data_hash(series.Sequences(x, columns=["a"])) == data_hash(series.Sequences(x))  # names do not count
+    assert series.Sequences(x, columns=["a"]).take([0]).columns == ["a"]
+    with pytest.raises(ValueError, match=r"`columns` must have a name for each.*received 2 for x\[0\] of shape \[2, 1\]"):
+        series.Sequences(x, columns=["a", "b"])
 
 
 def test_labels_count_in_the_hash_only_where_there_are_any():

@@ -1,13 +1,23 @@
 """Spoken digits: WAV files, frames, log-mel features."""
 
+import struct
 import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tfseq.data import SPLITS, load_dataset, speech
+from tfseq.data import SPLITS, load_dataset, speech, splits_of
 from tfseq.data.speech import frames, load_digits, log_mel, read_wav
+
+
+def of_floats(path: Path) -> Path:
+    """A WAV file of 32-bit floats, format 3, which `wave` does not read."""
+    chunk = struct.pack("<HHIIHH", 3, 1, 8000, 32000, 4, 32)
+    data = np.zeros(10, "<f4").tobytes()
+    body = b"WAVEfmt " + struct.pack("<I", len(chunk)) + chunk + b"data" + struct.pack("<I", len(data)) + data
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    return path
 
 
 def write(path: Path, samples: np.ndarray, rate: int = 8000, width: int = 2, channels: int = 1) -> Path:
@@ -48,6 +58,16 @@ def test_recordings_that_are_damaged(tmp_path):
             read_wav(path)
     with pytest.raises(ValueError, match="a.wav must have samples; it has none"):
         read_wav(write(path, np.zeros(0)))
+    with pytest.raises(ValueError, match=r"a.wav is no readable WAV file \(unknown format: 3\).*of floats.*ffmpeg"):
+        read_wav(of_floats(path))
+    whole = write(path, np.arange(100)).read_bytes()
+    for size in (len(whole) - 60, len(whole) - 61):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=rf"a.wav must have 100 samples.*after {(size - 44) // 2}\. Is it cut off"):
+            read_wav(path)
+    path.write_bytes(whole[:40])
+    with pytest.raises(ValueError, match="a.wav is no readable WAV file"):
+        read_wav(path)
 
 
 @pytest.mark.parametrize("num_samples", [1, 200, 201, 280, 4000])
@@ -80,14 +100,56 @@ def test_digits_of_a_folder(tmp_path, monkeypatch):
         data = load_dataset("spoken-digits", split, data_dir=tmp_path)
         assert sorted(data.names) == sorted(f"7_ann_{index}" for index in indices)
         assert data.y == ["7", "7"] and [t.tolist() for t in data.target] == [list("seven")] * 2
+        assert (data.step, data.sampling_rate) == ("25 ms", 8000)
         x = data.x[data.names.index(f"7_ann_{indices[0]}")]
         assert x.shape == (2, 200) and x.dtype == np.float32 and x.sum() == 0.5 * (300 + indices[0])
         batch = data.padded()
         assert batch["target"].shape == (2, 5) and batch["y"].tolist() == ["7", "7"]
-    assert load_dataset("spoken-digits-mel", "test", data_dir=tmp_path).x[0].shape[1] == 40
+    mel = load_dataset("spoken-digits-mel", "test", data_dir=tmp_path)
+    assert mel.x[0].shape[1] == 40 and mel.sampling_rate is None  # of which there is no way back to samples
     write(tmp_path / "fsdd" / "recordings" / "seven.wav", np.zeros(300))
     with pytest.raises(ValueError, match="seven.wav must be called DIGIT_SPEAKER_INDEX.wav"):
         load_dataset("spoken-digits", data_dir=tmp_path)
+
+
+def test_own_recordings_in_folders_of_splits_and_labels(tmp_path):
+    for split, label, num in (("train", "yes", 450), ("train", "no", 199), ("test", "no", 200)):
+        write(tmp_path / split / label / f"{num}.wav", np.full(num, 2**14), rate=16000)
+    write(tmp_path / "elsewhere" / "a.wav", np.zeros(3))
+    assert splits_of(tmp_path) == ("train", "test")
+    data = load_dataset(tmp_path)
+    assert (data.name, data.split, data.step, data.sampling_rate) == (tmp_path.name, "train", "12.5 ms", 16000)
+    assert list(data.names) == ["no/199", "yes/450"] and data.y == ["no", "yes"] and data.one_label
+    assert [x.shape for x in data.x] == [(1, 200), (3, 200)] and [float(x.sum()) for x in data.x] == [99.5, 225.0]
+    assert load_dataset(tmp_path, "test").y == ["no"]
+    with pytest.raises(ValueError, match="which are: train, test; received 'valid'"):
+        load_dataset(tmp_path, "valid")
+    write(tmp_path / "train" / "apart.wav", np.zeros(3), rate=16000)
+    with pytest.raises(ValueError, match="in subfolders, which are their labels, or none; apart.wav is in none"):
+        load_dataset(tmp_path)
+
+
+def test_own_recordings_in_a_plain_folder_or_a_file(tmp_path):
+    for i in range(30):
+        write(tmp_path / f"{i}.wav", np.zeros(5 + i))
+    assert splits_of(tmp_path) == SPLITS
+    parts = [load_dataset(tmp_path, split) for split in SPLITS]
+    assert sorted(name for part in parts for name in part.names) == sorted(map(str, range(30)))
+    assert all(part.y is None and part.step == "25 ms" for part in parts)
+    data = load_dataset(tmp_path / "7.wav")
+    assert (data.names, data.name, data.split, data.sampling_rate, data.lengths.tolist()) == (["7"], "7", "train", 8000, [1])
+    write(tmp_path / "tune.mid", np.zeros(1))  # a folder of scores remains one, whatever was made of them
+    assert speech.recordings_in(tmp_path) == ()
+
+
+def test_own_recordings_have_one_rate(tmp_path):
+    write(tmp_path / "train" / "a.wav", np.zeros(8))
+    write(tmp_path / "train" / "b.wav", np.zeros(8), rate=44100)
+    with pytest.raises(ValueError, match="b.wav must have 8000 samples a second.*received 44100, 16, 1"):
+        load_dataset(tmp_path)
+    (tmp_path / "train" / "a.wav").write_bytes(b"")
+    with pytest.raises(ValueError, match="a.wav is no readable WAV file"):
+        load_dataset(tmp_path)
 
 
 def test_recordings_that_are_not_there_or_not_the_published_ones(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import tensorflow as tf
 import tfseq
 from tfseq import training
 from tfseq.data.batching import Sequences
+from tfseq.models.base import Terms
 from tfseq.models.dmm import DeepMarkovModel
 from tfseq.training import KernelDecayAdam, KLWarmUp, averaged_weights, make_optimizer
 
@@ -208,12 +210,76 @@ def test_a_checkpoint_that_does_not_say_its_run_is_an_error(
         train(data, out=tmp_path / "old", resume=True)
 
 
+@keras.saving.register_keras_serializable("tests")
+class WithUnits(DeepMarkovModel):
+    """A model that states the divergence of each of its two latent dimensions."""
+
+    def create_weights(self) -> None:
+        self.latent_units = 2
+        super().create_weights()
+
+    def terms(self, batch: dict[str, Any], training: bool = False) -> Terms:
+        found = super().terms(batch, training)
+        return found._replace(kl_units=found.kl[..., None] * [0.25, 0.75])
+
+
+def events(folder: Path) -> dict[str, list[tuple[int, np.ndarray]]]:
+    """Tag -> (step, value) of all event files of a folder."""
+    found: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for file in sorted(folder.glob("events.*"), key=lambda f: f.stat().st_mtime_ns):
+        for event in tf.compat.v1.train.summary_iterator(str(file)):
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, tf.make_ndarray(value.tensor)))
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:.*tf_record_iterator:DeprecationWarning")
+def test_logs_of_tensorboard_are_the_history_and_resuming_goes_on_with_them(
+    data: Sequences, same_when_resumed: Callable[[Callable[..., Any]], Any], tmp_path: Path
+) -> None:
+    settings = {"batch_size": 2, "progress": False, "schedule": "constant", "monitors": True, "tensorboard": True}
+
+    def run(epochs: int, out: Path, **rest: Any) -> training.Run:
+        keras.utils.set_random_seed(0)
+        return tfseq.train(WithUnits.tiny(), data, data, out=out, epochs=epochs, **settings, **rest)
+
+    whole = same_when_resumed(run)
+    wanted = {"loss", "nats_per_step", "reconstruction", "kl", "active_units"}
+    names = wanted | {"gradient_norm", "weight_norm"} | {f"val_{name}" for name in wanted}
+    assert set(whole.history[0]) == names | {"epoch", "seconds"}
+    for folder in ("whole", "parts"):
+        found = events(tmp_path / folder / "logs")
+        assert set(found) == names | {"val_kl_units"}
+        for name in names:
+            assert [step for step, _ in found[name]] == [1, 2]
+            np.testing.assert_allclose([v for _, v in found[name]], [row[name] for row in whole.history], rtol=1e-6)
+        for (_, buckets), row in zip(found["val_kl_units"], whole.history, strict=True):
+            left, right, counts = buckets.T
+            assert counts.tolist() == [1.0, 1.0]
+            np.testing.assert_allclose([left[0], right[-1]], np.array([0.25, 0.75]) * row["val_kl"], rtol=1e-5)
+    file = next((tmp_path / "whole" / "logs").iterdir())
+    plugins = {
+        value.tag: value.metadata.plugin_data.plugin_name
+        for event in tf.compat.v1.train.summary_iterator(str(file))
+        for value in event.summary.value
+    }
+    assert plugins == dict.fromkeys(names, "scalars") | {"val_kl_units": "histograms"}
+
+
+def test_logs_are_written_only_where_they_are_asked_for(data: Sequences, tmp_path: Path) -> None:
+    train(data, epochs=1, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "logs").exists()
+    (tmp_path / "other" / "logs").mkdir(parents=True)
+    with pytest.raises(ValueError, match="already holds logs"):
+        train(data, out=tmp_path / "other", tensorboard=True)
+
+
 @pytest.mark.parametrize(("settings", "message"), [
     ({"epochs": 0}, "`epochs`"), ({"batch_size": 2.5}, "`batch_size`"), ({"learning_rate": -1.0}, "`learning_rate` must be"),
     ({"clip_norm": 0.0}, "`clip_norm`"), ({"kl_start": 2.0}, "`kl_start` must lie"), ({"weight_decay": -0.1}, "`weight_decay`"),
     ({"average": 1.0}, "`average`"), ({"patience": 0}, "`patience`"), ({"patience": 3}, "`patience` needs `validation`"),
     ({"optimizer": "adan"}, "Did you mean 'adam'"), ({"schedule": "cosin"}, "Did you mean 'cosine'"),
-    ({"resume": True}, "`resume` needs `out`"),
+    ({"resume": True}, "`resume` needs `out`"), ({"tensorboard": True}, "`tensorboard` needs `out`"),
 ])  # fmt: skip
 def test_a_bad_setting_is_named(settings: dict[str, Any], message: str, data: Sequences) -> None:
     with pytest.raises(ValueError, match=message):

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from tfseq.data.music import load_piece, piano_roll
-from tfseq.writers import answer_lines, write_samples, write_texts
+from tfseq.data.series import load_series
+from tfseq.data.speech import frames, read_wav
+from tfseq.data.strokes import COLUMNS as PEN
+from tfseq.data.strokes import load_strokes
+from tfseq.writers import QUANTILES, answer_lines, kind_of, write_quantiles, write_samples, write_texts
 
 MUSIC21_ABSENT = "music21 is not installed (pip install 'tfseq[music]')"
 
@@ -67,7 +71,8 @@ def test_csv_reads_back(x, tmp_path):
     with path.open(newline="") as file:
         header, *rows = csv.reader(file)
     width = 1 if x.ndim == 1 else x.shape[1]
-    assert header == ["sequence", "step", *(f"x{d}" for d in range(width))]
+    assert header == ["sequence", "step", *(["symbol"] if x.ndim == 1 else ["x0", "x1"])]
+    assert rows[0][2] == ("3" if x.ndim == 1 else "0.1")  # as many digits as the number has
     assert [row[:2] for row in rows] == [[str(i), str(t)] for i in range(2) for t in range(len(x))]
     got = np.array([row[2:] for row in rows], float).astype(x.dtype)
     np.testing.assert_array_equal(got, np.concatenate([x, x]).reshape(-1, width))
@@ -96,7 +101,9 @@ def test_all_steps_of_sequences_of_pictures_are_one_grid(rng, tmp_path, monkeypa
 
 @pytest.mark.parametrize("pictures", [{"shape": (2, 3)}, {"step_name": "picture"}])
 def test_pictures_are_no_music(pictures, tmp_path):
-    with pytest.raises(ValueError, match=r"`path` must end in .png, .npz or .csv for pictures; received .*a\.mid"):
+    with pytest.raises(
+        ValueError, match=r"`path` must end in .png, .*\.npz or .csv for pictures; received .*a\.mid', which is for scores"
+    ):
         write_samples(tmp_path / "a.mid", np.zeros((4, 6)), **pictures)
     with pytest.raises(ValueError, match=r"`shape` must be rows and columns.*received \(2, 2\)"):
         write_samples(tmp_path / "a.png", np.zeros((4, 6)), shape=(2, 2))
@@ -104,8 +111,8 @@ def test_pictures_are_no_music(pictures, tmp_path):
 
 
 def test_unknown_suffix_lists_the_known(tmp_path):
-    with pytest.raises(ValueError, match=r"`path` must end in one of .mid, .*\.png; received .*a\.wav"):
-        write_samples(tmp_path / "a.wav", np.zeros((2, 88)))
+    with pytest.raises(ValueError, match=r"`path` must end in one of .mid, .*\.pdf; received .*a\.mp3"):
+        write_samples(tmp_path / "a.mp3", np.zeros((2, 88)))
 
 
 @pytest.mark.parametrize(
@@ -156,6 +163,94 @@ def test_failure_keeps_the_old_file(suffix, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="could not be written.*No space left"):
         write_samples(path, piano_roll([[60]]))
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+# Recordings, strokes, series ------------------------------------------------------------------------------------------
+
+
+def test_recordings_are_read_back(rng, tmp_path):
+    levels = rng.integers(-(2**15), 2**15, 1000).astype(np.int32)
+    samples = (levels / 2**15).astype(np.float32)
+    (path,) = write_samples(tmp_path / "a.wav", frames(samples, 200), sampling_rate=8000)
+    np.testing.assert_array_equal(read_wav(path, 8000), samples)
+    paths = write_samples(tmp_path / "b.wav", [frames(samples, 200), frames(samples[:30], 200)], sampling_rate=11025)
+    assert [p.name for p in paths] == ["b-1.wav", "b-2.wav"]
+    np.testing.assert_array_equal(read_wav(paths[1], 11025), np.pad(samples[:30], (0, 170)))
+
+
+def test_what_is_too_loud_is_made_softer_and_not_clipped(tmp_path):
+    x = np.array([[0.5, -4.0], [2.0, 1.0]], np.float32)
+    (path,) = write_samples(tmp_path / "a.wav", x, sampling_rate=8000)
+    np.testing.assert_array_equal(read_wav(path), [0.125, -1.0, 0.5, 0.25])
+    (path,) = write_samples(tmp_path / "a.wav", np.ones((1, 2)), sampling_rate=8000)
+    np.testing.assert_array_equal(read_wav(path), [1 - 2**-15] * 2)  # the largest there is
+    for bad, why in (
+        (np.array([[0.0, np.nan]]), "not finite. Did the training diverge"),
+        (np.zeros((0, 200)), "recording 0 has none"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            write_samples(tmp_path / "b.wav", bad, sampling_rate=8000)
+    assert not (tmp_path / "b.wav").exists()
+
+
+KINDS = {
+    "recordings": {"sampling_rate": 8000},
+    "strokes of a pen": {"columns": PEN},
+    "scores": {"step_name": "quarter note"},
+    "pictures": {"step_name": "picture"},
+    "series": {"columns": ["a", "b", "c"]},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_its_files_and_no_others(kind, tmp_path, monkeypatch):
+    assert kind_of(**KINDS[kind]) == kind
+    x = np.zeros((4, 88 if kind == "scores" else 3), np.float32)
+    drawers = {"strokes of a pen": "strokes", "scores": "piano_roll", "pictures": "image_grid"}
+    drawn = []
+    monkeypatch.setattr(f"tfseq.plots.{drawers.get(kind, kind)}", lambda *given, **_: drawn.append(given))
+    for suffix in (".png", ".svg", ".pdf"):
+        write_samples(tmp_path / f"a{suffix}", x, **KINDS[kind])
+    assert len(drawn) == 3
+    np.testing.assert_array_equal(np.reshape(drawn[0][0], x.shape), x)
+    for suffix, owner in ((".wav", "recordings"), (".mid", "scores")):
+        if kind != owner and not (kind == "series" and suffix == ".mid"):  # that these are no rolls, their shape says
+            with pytest.raises(ValueError, match=f"must end in .* for {kind}; received .*{suffix}', which is for {owner}"):
+                write_samples(tmp_path / f"b{suffix}", x, **KINDS[kind])
+    for suffix in (".npz", ".csv"):
+        assert write_samples(tmp_path / f"a{suffix}", x, **KINDS[kind])[0].exists()
+    with pytest.raises(ValueError, match="`columns` must have a name for each feature"):
+        write_samples(tmp_path / "c.csv", np.zeros((4, 2)), columns=["a"])
+
+
+def test_strokes_are_read_back(tmp_path):
+    data = load_strokes("valid").take(range(3))
+    for suffix in (".csv", ".npz"):
+        (path,) = write_samples(tmp_path / f"a{suffix}", data.x, columns=data.columns)
+        found = load_series(path)
+        assert [x.tolist() for x in found.x] == [x.tolist() for x in data.x]
+    for suffix, start in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")):
+        assert write_samples(tmp_path / f"a{suffix}", data.x, columns=data.columns)[0].read_bytes().startswith(start)
+
+
+def test_quantiles_of_a_forecast(rng, tmp_path):
+    samples = rng.normal(size=(2, 50, 3, 2)).astype(np.float32)
+    write_quantiles(tmp_path / "q.csv", samples, starts=[7, 9], names=["a", "b,c"], columns=["temp", "wind"])
+    with (tmp_path / "q.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["sequence", "step", "feature", "mean", "q05", "q25", "q50", "q75", "q95"]
+    assert [row[:3] for row in rows] == [
+        [name, str(start + h), feature]
+        for name, start in (("a", 7), ("b,c", 9))
+        for h in range(3)
+        for feature in ("temp", "wind")
+    ]
+    found = np.array([row[3:] for row in rows], np.float32).reshape(2, 3, 2, 6)
+    np.testing.assert_array_equal(found[..., 1:], np.moveaxis(np.quantile(samples, QUANTILES, 1), 0, -1).astype(np.float32))
+    np.testing.assert_allclose(found[..., 0], samples.astype(float).mean(1), rtol=1e-6)
+    write_quantiles(tmp_path / "r.csv", samples, starts=[0, 0], levels=(0.025, 1.0))
+    assert (tmp_path / "r.csv").read_text().splitlines()[:1] == ["sequence,step,feature,mean,q2.5,q100"]
+    assert (tmp_path / "r.csv").read_text().splitlines()[1].startswith("0,0,x0,")
 
 
 # Texts --------------------------------------------------------------------------------------------------------------

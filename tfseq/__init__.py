@@ -20,7 +20,11 @@ _WHERE = {
     "LanguageModel": "tfseq.models.language_model",
     "Seq2Seq": "tfseq.models.seq2seq",
     "DeepMarkovModel": "tfseq.models.dmm",
+    "VariationalRNN": "tfseq.models.vrnn",
+    "RecurrentDensity": "tfseq.models.recurrent_density",
+    "VariationalAutoencoder": "tfseq.models.vae",
     "HiddenMarkovModel": "tfseq.models.hmm",
+    "LinearGaussianModel": "tfseq.models.kalman",
     "BoltzmannMachine": "tfseq.models.boltzmann_machine",
     "RBM": "tfseq.models.rbm",
     "DeepBeliefNetwork": "tfseq.models.dbn",
@@ -44,10 +48,14 @@ if TYPE_CHECKING:
     from tfseq.models.dbn import DeepBeliefNetwork
     from tfseq.models.dmm import DeepMarkovModel
     from tfseq.models.hmm import HiddenMarkovModel
+    from tfseq.models.kalman import LinearGaussianModel
     from tfseq.models.language_model import LanguageModel
     from tfseq.models.rbm import RBM
+    from tfseq.models.recurrent_density import RecurrentDensity
     from tfseq.models.seq2seq import Seq2Seq
     from tfseq.models.tagger import SequenceTagger
+    from tfseq.models.vae import VariationalAutoencoder
+    from tfseq.models.vrnn import VariationalRNN
     from tfseq.training import load, train
 
 

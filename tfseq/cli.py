@@ -45,10 +45,11 @@ if TYPE_CHECKING:
 
 DEFAULT_LENGTH = 64  # steps of a sample: sixteen bars of chorale
 DEFAULT_TOKENS = 500  # of a text
+FORECAST_SAMPLES = 200  # continuations whose quantiles a forecast has
 _OWN_DATA = (
     "a .csv or .npz file, a text (.txt), texts with labels or translations (.tsv), labelled tokens (.conll, .conllu, .json), DNA "
-    "(.fasta), a folder with train.csv (valid.csv, test.csv) or files of another of these kinds, or one of IDX files of pictures "
-    "(train-images..., train-labels..., t10k-...), or of MIDI or MusicXML files"
+    "(.fasta), a recording (.wav), a folder with train.csv (valid.csv, test.csv) or files of another of these kinds, or one of "
+    "IDX files of pictures (train-images..., train-labels..., t10k-...), or of WAV, MIDI or MusicXML files"
 )
 _LONGEST_LINE = 1 << 24  # bytes of a line of text to predict of
 _HEADER = "# Written by tfseq. Repeat this run: tfseq train --config THIS_FILE\n"
@@ -717,10 +718,13 @@ def evaluate(arguments: list[str]) -> None:
         print(f"tfseq: {name} has no split test; this scores train, which the model may have been fitted to.", file=sys.stderr)
     data = load_dataset(name, split, data_dir=data_dir)
     has_baselines = "train" in splits_of(name) and (
-        isinstance(model, Reader) or (not hasattr(model, "log_partition") and is_binary(data))
+        isinstance(model, Reader)
+        or bool(chosen.get("forecast_steps"))
+        or (not hasattr(model, "log_partition") and is_binary(data))
     )
     baselines_from = load_dataset(name, "train", data_dir=data_dir) if has_baselines else None
-    settings = {k: chosen[k] for k in ("num_samples", "batch_size", "num_chains", "num_temperatures", "seed") if k in chosen}
+    names = inspect.signature(evaluate).parameters
+    settings = {k: chosen[k] for k in names if k in chosen and k not in ("model", "data", "baselines_from")}
     with _working(f"Scoring {len(data)} sequences"), warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)
         result = evaluate(model, data, baselines_from=baselines_from, **settings)
@@ -736,6 +740,8 @@ def _finite(value: Any) -> Any:
     """JSON has no NaN: null in its place."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -761,16 +767,19 @@ def _print_table(result: Mapping[str, Any], title: str) -> None:
 
     errors = {"importance_per_step": "importance_standard_error"}  # `standard_error` is that of the bound, or exact figure
     errors |= dict.fromkeys(("bound_per_step", "log_prob_per_step", "log_prob"), "standard_error")
+    errors |= {"fivo_per_step": "fivo_standard_error", "log_prob_per_sequence": "per_sequence_standard_error"}
     of_reader = "nats_per_token" in result
     main = ("accuracy" if "accuracy" in result else "nats_per_token") if of_reader else ""
     errors |= {main: "standard_error"}
     per_step = "protocol" not in result and not of_reader  # else of a Boltzmann machine
     header = ("nats per step", "convention (lower is better)") if per_step else ("nats", "what it is")
+    if per_step and {"crps", "log_prob_per_sequence"} & set(result):
+        header = ("value", "convention (nats per step, lower is better, unless stated)")
     table = Table("figure", "value" if of_reader else header[0], "std. error", header[1])
     for column in table.columns[1:3]:
         column.justify = "right"
     for key, convention in CONVENTIONS.items():
-        if key in result:
+        if key in result and key not in _OF_FORECASTS:
             digits, error = _DIGITS.get(key, 3), result.get(errors.get(key, ""))
             table.add_row(
                 key, f"{result[key]:.{digits}f}", "" if error is None or math.isnan(error) else f"{error:.{digits}f}", convention
@@ -780,14 +789,45 @@ def _print_table(result: Mapping[str, Any], title: str) -> None:
             table.add_section()
         what = f"{main} of a baseline" if of_reader else "baseline"
         table.add_row(name, f"{value:.{_DIGITS.get(main, 3)}f}", "", f"{what}, fitted to the train split")
-    counts = {"num_sequences": "sequences", "num_steps": "steps", "num_samples": "samples each"}
+    _add_forecasts(table, result)
+    counts = {
+        "num_sequences": "sequences",
+        "num_steps": "steps",
+        "num_samples": "samples each",
+        "num_particles": "particles each",
+    }
     if of_reader and "protocol" in result:
         title += f" ({result['protocol']})"
     elif not of_reader and not per_step:
         title += f" (values: {result['protocol']}{'; log_prob is a lower bound' if result.get('is_bound') else ''})"
         counts |= {"num_chains": "chains", "num_temperatures": "temperatures of annealing"}
     print(f"{title}: {', '.join(f'{result[key]} {words}' for key, words in counts.items() if key in result)}")
+    if "forecast_protocol" in result:
+        print(f"Forecasts: {result['forecast_protocol']}")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+_OF_FORECASTS = ("crps", "forecast_error", "coverage")
+
+
+def _add_forecasts(table: Any, result: Mapping[str, Any]) -> None:
+    """Rows of the scores of forecasts: those of the model, then those of each baseline."""
+    from tfseq.evaluation import CONVENTIONS
+
+    def shown(value: float) -> str:
+        return "" if math.isnan(value) else f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.3g}"  # in units of the data
+
+    for name, found in {"": result, **result.get("forecast_baselines", {})}.items():
+        if "crps" not in found:
+            continue
+        table.add_section()
+        of = f" of {name}" if name else ""
+        for key, error in (("crps", "crps_standard_error"), ("forecast_error", "forecast_standard_error")):
+            what = "baseline, fitted to the train split" if name else CONVENTIONS[key]
+            table.add_row(f"{key}{of}", shown(found[key]), shown(found[error]), what)
+        for i, (level, share) in enumerate(found["coverage"].items()):
+            what = CONVENTIONS["coverage"] if not name and i == 0 else ""
+            table.add_row(f"coverage of {level:.0%}{of}", shown(share), shown(found["coverage_standard_error"][level]), what)
 
 
 def predict(arguments: list[str]) -> None:
@@ -1100,16 +1140,21 @@ def _plot_states(model: SequenceModel, data: Sequences, found: list[dict[str, np
 
 def sample(arguments: list[str]) -> None:
     """`tfseq sample`."""
-    from tfseq.writers import MUSIC, PICTURE, SUFFIXES, TEXTS, write_samples
+    from tfseq.writers import MUSIC, SUFFIXES, TEXTS, check_suffix, kind_of, write_samples
 
-    parser = make_parser("sample", "Of a run on pictures, each step is one: .png is a grid of all of them.")
+    parser = make_parser(
+        "sample",
+        "What may be written depends on the data of the run: scores .mid, recordings .wav, all .npz, .csv and figures (.png, "
+        ".svg, .pdf). Of series, --prefix with .csv or a figure is a forecast: quantiles of many continuations.",
+    )
     parser.add_argument("run", type=str, help="run folder, or .keras file")
-    parser.add_argument("--num", type=int, default=1, help="how many sequences (with --prefix: continuations)")
+    default = f"(default: 1, of a forecast {FORECAST_SAMPLES})"
+    parser.add_argument("--num", type=int, help=f"how many sequences (with --prefix: continuations of each) {default}")
     default = f"(default: {DEFAULT_LENGTH}, of texts {DEFAULT_TOKENS} tokens)"
     parser.add_argument("--length", type=int, help=f"their steps; with --prefix or --prompt those after it {default}")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same sequences")
-    scores = "a score (.mid, .musicxml, ...; not transposed), .npz with x [T, D] or [N, T, D], or of a language model a text"
-    parser.add_argument("--prefix", type=str, help=f"file of what to continue: {scores}")
+    files = "a score (.mid, .musicxml, ...; not transposed), a series (.csv), a recording (.wav), .npz with x [T, D] or [N, T, D]"
+    parser.add_argument("--prefix", type=str, help=f"file of what to continue: {files}, or of a language model a text")
     default = "RUN/sample.npz; a text goes to standard output"
     parser.add_argument("--out", type=str, help=f"file, by its suffix {', '.join([*SUFFIXES, *TEXTS])} (default: {default})")
     group = parser.add_argument_group("of a language model")
@@ -1120,37 +1165,65 @@ def sample(arguments: list[str]) -> None:
     group.add_argument("--top_p", type=float, default=1.0, help="draw among the best tokens whose probabilities reach p")
     group.add_argument("--num_beams", type=int, default=1, help="above 1 a beam searches for the most probable text")
     chosen = parse(parser, arguments)
-    checks.at_least(1, num=chosen.num, length=1 if chosen.length is None else chosen.length)
+    checks.at_least(1, **{name: chosen[name] for name in ("num", "length") if chosen[name] is not None})
     out = Path(chosen.out) if chosen.out else _run_file(chosen.run, "sample.npz")
     if out.suffix.lower() not in (*SUFFIXES, *TEXTS):
         raise UsageError(f"--out must end in one of {', '.join([*SUFFIXES, *TEXTS])}; received {str(out)!r}.")
-    data = read_card(chosen.run).get("data", {})
-    step, shape = data.get("step") or "step", data.get("shape")
-    if (shape or step == PICTURE) and out.suffix.lower() in MUSIC:
-        raise UsageError(f"--out must end in .png, .npz or .csv for a run on pictures; received {str(out)!r}.")
+    about = _about(chosen.run)
+    kind = kind_of(**about)
+
+    def check_kind() -> None:
+        try:
+            check_suffix("--out", out, kind)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    if kind != "series" and out.suffix.lower() not in TEXTS:  # before the model is loaded; of texts only that tells
+        check_kind()
     import_tensorflow()
     from tfseq.models.language_model import LanguageModel
 
     model = _load(chosen.run)
     if isinstance(model, LanguageModel):
+        chosen.num = chosen.num or 1
         _write(model, chosen)
         return
     _check_no_text(model, chosen, parser)
+    if out.suffix.lower() not in MUSIC:  # a series may be one of piano rolls, which their values tell
+        check_kind()
     chosen.length = DEFAULT_LENGTH if chosen.length is None else chosen.length
-    given = [] if chosen.prefix is None else _read_prefix(Path(chosen.prefix), model, step)
+    given = None if chosen.prefix is None else _read_prefix(Path(chosen.prefix), model, about)
+    title = f"{type(model).__name__}, seed {chosen.seed}"
+    if given is not None and given.columns:
+        about["columns"] = tuple(given.columns)
+    if given is not None and kind_of(**about) == "series" and _is_forecast(given, out):
+        print("\n".join(map(str, _write_forecast(model, given, out, chosen, title))))
+        return
+    chosen.num = chosen.num or 1
     with _working("Sampling"):
-        sequences = _continue(model, given, chosen) if given else list(_draw(model, chosen))
-    lengths = {len(sequence) for sequence in given}
+        sequences = list(_draw(model, chosen)) if given is None else _continue(model, given, chosen)
+    lengths = set() if given is None else set(given.lengths.tolist())
     paths = write_samples(
         out,
         sequences,
-        step_quarters=_step_quarters(step),
-        title=f"{type(model).__name__}, seed {chosen.seed}",
+        step_quarters=_step_quarters(about["step_name"]),
+        title=title,
         prefix_steps=lengths.pop() if len(lengths) == 1 else None,
-        step_name=step,
-        shape=tuple(shape) if isinstance(shape, list) else None,
+        **about,
     )
     print("\n".join(map(str, paths)))
+
+
+def _about(run: str) -> dict[str, Any]:
+    """What the card of a run says of the steps of its data, as arguments of `kind_of`."""
+    data = read_card(run).get("data", {})
+    shape, columns, rate = (data.get(name) for name in ("shape", "columns", "sampling_rate"))
+    return {
+        "step_name": data.get("step") or "step",
+        "shape": tuple(shape) if isinstance(shape, list) else None,
+        "columns": tuple(map(str, columns)) if isinstance(columns, list) else (),
+        "sampling_rate": rate if isinstance(rate, int) else None,
+    }
 
 
 _OF_TEXTS = ("prompt", "class", "temperature", "top_k", "top_p", "num_beams")
@@ -1232,12 +1305,57 @@ def _draw(model: SequenceModel, chosen: Namespace) -> np.ndarray:
     return _method(model, "sample")(chosen.num, chosen.length, [chosen.seed, 0]).numpy()
 
 
-def _continue(model: SequenceModel, given: list[np.ndarray], chosen: Namespace) -> list[np.ndarray]:
+def _future(model: SequenceModel, given: Sequences, chosen: Namespace) -> np.ndarray:
+    """Continuations of each given sequence `[B, num, length, ...]`."""
+    forecast = _method(model, "forecast")
+    if "u" in model.batch_spec():
+        raise ValueError(
+            "--prefix needs the controls to come for this run, which only Python can give: model.forecast(future_u=...)."
+        )
+    apart = {} if given.observed is None else {"observed": given.observed}
+    return forecast(given.x, num_steps=chosen.length, num_samples=chosen.num, seed=[chosen.seed, 1], **apart).numpy()
+
+
+def _past(given: Sequences) -> list[np.ndarray]:
+    """The given sequences, with NaN where a number is missing."""
+    import numpy as np
+
+    if given.observed is None or given.x[0].dtype.kind != "f":
+        return list(given.x)
+    return [np.where(seen, x, np.float32(np.nan)) for x, seen in zip(given.x, given.observed, strict=True)]
+
+
+def _continue(model: SequenceModel, given: Sequences, chosen: Namespace) -> list[np.ndarray]:
     """Each given sequence with each of its `num` continuations after it."""
     import numpy as np
 
-    future = _method(model, "forecast")(given, num_steps=chosen.length, num_samples=chosen.num, seed=[chosen.seed, 1]).numpy()
-    return [np.concatenate([x, y.astype(x.dtype)]) for x, several in zip(given, future, strict=True) for y in several]
+    future = _future(model, given, chosen)
+    return [np.concatenate([x, y.astype(x.dtype)]) for x, several in zip(_past(given), future, strict=True) for y in several]
+
+
+def _is_forecast(given: Sequences, out: Path) -> bool:
+    """Whether a file is to hold quantiles of the continuations of series, and not these themselves."""
+    from tfseq.writers import are_rolls
+
+    return out.suffix.lower() in (".csv", *_PICTURES) and given.x[0].ndim == 2 and not are_rolls(given.x)
+
+
+def _write_forecast(model: SequenceModel, given: Sequences, out: Path, chosen: Namespace, title: str) -> list[Path]:
+    """Quantiles of what may come after each given series: a table of all, or a figure for each."""
+    from tfseq import plots
+    from tfseq.writers import numbered, write_quantiles
+
+    chosen.num = chosen.num or FORECAST_SAMPLES
+    with _working("Sampling"):
+        future = _future(model, given, chosen)
+    if out.suffix.lower() == ".csv":
+        write_quantiles(out, future, starts=given.lengths.tolist(), names=given.names, columns=given.columns)
+        return [out]
+    paths = numbered(out, len(given))
+    for i, (path, x, samples) in enumerate(zip(paths, _past(given), future, strict=True)):
+        name = f", {given.names[i]}" if given.names else ""
+        plots.forecast(x, samples, path, names=given.columns, title=f"{title}{name}", step_name=given.step or "step")
+    return paths
 
 
 def _step_quarters(step: str) -> float:
@@ -1247,15 +1365,36 @@ def _step_quarters(step: str) -> float:
     return STEPS.get(step.removesuffix(" note"), 1.0)
 
 
-def _read_prefix(path: Path, model: SequenceModel, step: str) -> list[np.ndarray]:
-    """The sequences to continue: one of a score, or those of `x` (and `lengths`) of an .npz file."""
+def _read_prefix(path: Path, model: SequenceModel, about: Mapping[str, Any]) -> Sequences:
+    """The sequences to continue: those of a .csv file, one of a score or a recording, or of an .npz file `x` (and `lengths`)."""
+    from tfseq.data import Sequences
+
     if not path.is_file():
         raise FileNotFoundError(f"--prefix must be a file; there is no {path}.")
-    if path.suffix.lower() != ".npz":
+    suffix, step, columns = path.suffix.lower(), about["step_name"], about["columns"]
+    if suffix == ".csv":
+        from tfseq.data.series import load_series
+
+        found = load_series(path)
+        if columns and found.columns and tuple(found.columns) != columns:
+            raise ValueError(
+                f"{path} must have the features of the run's data, in their order: {', '.join(columns)}; received "
+                f"{', '.join(found.columns)}."
+            )
+        return replace(found, step=found.step if step == "step" else step)
+    if suffix == ".wav":
+        from tfseq.data.speech import frames, read_wav
+
+        if about["sampling_rate"] is None:
+            raise ValueError(
+                f"--prefix may be a .wav file for a run on frames of recordings, which this is not; received {path}."
+            )
+        return Sequences([frames(read_wav(path, about["sampling_rate"]))], names=[path.stem], step=step)
+    if suffix != ".npz":
         from tfseq.data.music import STEPS, load_piece
 
         name = step.removesuffix(" note")
-        return [load_piece(path, name if name in STEPS else "quarter")]
+        return Sequences([load_piece(path, name if name in STEPS else "quarter")], names=[path.stem], step=step)
     import numpy as np
 
     try:
@@ -1268,7 +1407,14 @@ def _read_prefix(path: Path, model: SequenceModel, step: str) -> list[np.ndarray
         x = x[None]
     if x.ndim < 2 or not len(x) or (lengths is not None and lengths.shape != (len(x),)):
         raise ValueError(f"{path} must hold x [T, D] or [N, T, D], and lengths [N]; received x of shape {list(x.shape)}.")
-    return [row if lengths is None else row[:n] for row, n in zip(x, x[:, 0] if lengths is None else lengths, strict=True)]
+    rows = [row if lengths is None else row[:n] for row, n in zip(x, x[:, 0] if lengths is None else lengths, strict=True)]
+    missing = x.dtype.kind == "f" and any(np.isnan(row).any() for row in rows)
+    return Sequences(
+        [np.where(np.isnan(row), row.dtype.type(0), row) for row in rows] if missing else rows,
+        observed=[~np.isnan(row) for row in rows] if missing else None,
+        step=step,
+        columns=columns if x.shape[2:] == (len(columns),) else (),
+    )
 
 
 def export(arguments: list[str]) -> None:

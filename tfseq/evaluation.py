@@ -19,6 +19,10 @@ from tfseq.models.language_model import LanguageModel
 from tfseq.models.reader import Reader
 from tfseq.models.seq2seq import Seq2Seq
 from tfseq.models.tagger import SequenceTagger
+from tfseq.ops.scores import central_interval, crps
+
+LEVELS = (0.5, 0.8, 0.95)
+"""Probabilities of the central intervals of forecasts whose coverage is reported."""
 
 CONVENTIONS = {
     "accuracy": "share labelled right, higher is better",
@@ -32,7 +36,12 @@ CONVENTIONS = {
     "bound_per_step": "(b) pooled bound: sum of -ELBO / sum of steps",
     "importance_per_step": "(a) importance-sampled NLL: sum of -log mean weight / sum of steps",
     "bound_sequence_mean": "(c) mean over sequences of -ELBO / steps",
+    "fivo_per_step": "(FIVO, N particles) bound: sum of -log p-hat / sum of steps",
     "log_prob_per_step": "exact NLL: sum of -log p(x) / sum of steps",
+    "log_prob_per_sequence": "mean over sequences of log p(x), or of its bound (b); nats, higher is better",
+    "crps": "continuous ranked probability score of forecasts, units of the data, lower is better",
+    "forecast_error": "absolute error of the median of forecasts, units of the data, lower is better",
+    "coverage": "share of the observations inside the central interval of forecasts; best is its level",
     "log_prob": "mean log p(v) of a vector, higher is better",
     "log_prob_reverse": "the same with log Z by reverse annealing, which errs the other way",
     "log_partition": "log Z",
@@ -46,6 +55,10 @@ def evaluate(
     data: Sequences,
     *,
     num_samples: int = 100,
+    num_particles: int = 0,
+    forecast_steps: int = 0,
+    forecast_samples: int = 200,
+    forecast_origins: int = 1,
     batch_size: int = 20,
     num_chains: int = 100,
     num_temperatures: int = 14500,
@@ -57,20 +70,26 @@ def evaluate(
     Of Boltzmann machines it is the mean log p(v) of a vector (higher is better).
 
     Args:
-        model: a model with an exact `log_prob`, or with `bounds`, or a Boltzmann machine.
+        model: a model with `bounds`, or with an exact `log_prob`, or a Boltzmann machine.
         data: the sequences to score; empty ones contribute nothing.
         num_samples: samples of the guide for each sequence, for all figures; exact models need none.
+        num_particles: particles of the filter behind `fivo_per_step`, of models with `filter_log_prob`; 0 for no such figure.
+        forecast_steps: H, steps that are forecast and scored, of models with `forecast`; 0 for no forecasts.
+        forecast_samples: continuations that make a forecast, at least 2.
+        forecast_origins: forecasts of each sequence, of blocks of H steps that end 0, H, 2H, ... steps before its end.
         batch_size: sequences at once; it does not change the result beyond float32 rounding.
         num_chains: chains of the annealing that estimates log Z of a Boltzmann machine.
         num_temperatures: its inverse temperatures; small machines need neither.
         seed: decides the samples; each sequence has its own numbers.
         baselines_from: training data; the result then has `baselines` fitted to it: nats per step (binary data), nats per token
-            (of a language model), or accuracy (of a tagger or a classifier).
+            (of a language model), or accuracy (of a tagger or a classifier); and `forecast_baselines`.
 
     Returns:
         `bound_per_step` (b), `importance_per_step` (a), `bound_sequence_mean` (c), `standard_error` (of (b), over sequences),
         `importance_standard_error` (of (a), over sequences), `num_samples`, `num_sequences`, `num_steps`, and `baselines`. Of
-        exact models `log_prob_per_step`, `standard_error`, `num_sequences`, `num_steps`, and `baselines`. Of Boltzmann
+        exact models `log_prob_per_step`, `standard_error`, `num_sequences`, `num_steps`, and `baselines`. Of either, where the
+        data are neither binary nor symbols, `log_prob_per_sequence` with its standard error; `fivo_per_step` with its; and
+        what `score_forecasts` returns, and of its baselines the same in `forecast_baselines`: name -> figures. Of Boltzmann
         machines `log_prob`, `standard_error` (over vectors), `is_bound`, `protocol` (how grey values were presented),
         `log_partition`, and where it was annealed `log_partition_low`, `log_partition_high` (three standard errors of Z),
         `log_partition_reverse`, `log_prob_reverse`, `effective_sample_size`, `converged`; `reconstruction_error` alone where
@@ -80,6 +99,11 @@ def evaluate(
     checks.at_least(1, num_samples=num_samples, batch_size=batch_size)
     if data.lengths.sum() == 0:
         raise ValueError(f"`data` has no steps (data set {data.name!r}, split {data.split!r}); there is nothing to score.")
+    checks.at_least(0, num_particles=num_particles, forecast_steps=forecast_steps)
+    if num_particles and not hasattr(model, "filter_log_prob"):
+        raise ValueError(f"`num_particles` must be 0 for a {type(model).__name__}, which has no `filter_log_prob`.")
+    if forecast_steps:  # before the work of the likelihoods
+        _check_forecasts(model, data, forecast_steps, forecast_samples, forecast_origins)
     if isinstance(model, Reader):
         return _reader_figures(model, model.prepare(data), batch_size, baselines_from)
     lengths = data.lengths
@@ -92,8 +116,9 @@ def evaluate(
         for batch in stream(replace(data, y=None), batch_size):  # p(x), and not p(x, labels)
             log_prob[batch["row"].numpy()] = np.asarray(model.log_prob(batch))
         result["log_prob_per_step"], result["standard_error"] = _per_step(-log_prob, lengths)
+        result |= _per_sequence(log_prob, data)
     else:
-        key = tf.constant(np.random.default_rng(seed).integers(0, 2**31 - 1, 2), tf.int32)
+        key = _key(seed)
         elbo, importance = np.zeros([2, len(data)])
         for batch in stream(data, batch_size):
             rows = batch["row"].numpy()
@@ -102,10 +127,200 @@ def evaluate(
         result["importance_per_step"], result["importance_standard_error"] = _per_step(-importance, lengths)
         result["bound_sequence_mean"] = float(np.mean(-elbo[lengths > 0] / lengths[lengths > 0]))
         result["num_samples"] = num_samples
+        result |= _per_sequence(elbo, data)
+    if num_particles:
+        estimate = np.zeros(len(data))
+        for batch in stream(replace(data, y=None), batch_size):
+            estimate[batch["row"].numpy()] = np.asarray(model.filter_log_prob(batch, num_particles, _key(seed)))
+        result["fivo_per_step"], result["fivo_standard_error"] = _per_step(-estimate, lengths)
+        result["num_particles"] = num_particles
+    if forecast_steps:
+        scored = (model, data, forecast_steps, forecast_samples, forecast_origins, batch_size, seed)
+        result |= score_forecasts(*scored)
+        if baselines_from is not None:
+            result["forecast_baselines"] = {}
+            for name, baseline in (("climatology", Climatology), ("random walk", RandomWalk)):
+                found = score_forecasts(baseline(baselines_from), *scored[1:])
+                del found["forecast_protocol"]
+                result["forecast_baselines"][name] = found
     result |= {"num_sequences": len(data), "num_steps": int(lengths.sum())}
-    if baselines_from is not None:
+    if baselines_from is not None and is_binary(data):
         result["baselines"] = baselines(baselines_from, data)
     return result
+
+
+def _key(seed: int) -> tf.Tensor:
+    """The seed of a model's methods, `[2]`."""
+    return tf.constant(np.random.default_rng(seed).integers(0, 2**31 - 1, 2), tf.int32)
+
+
+def _per_sequence(log_prob: np.ndarray, data: Sequences) -> dict[str, float]:
+    """Mean of `log_prob` `[N]` over the sequences that have steps, and its standard error; nothing of binary data and symbols."""
+    if _is_symbols(data) or all(np.isin(a, (0, 1)).all() for a in data.x):
+        return {}
+    real = log_prob[data.lengths > 0]
+    with np.errstate(invalid="ignore"):  # log 0, of what the model rules out
+        error = float(real.std(ddof=1) / np.sqrt(len(real))) if len(real) > 1 else float("nan")
+    return {"log_prob_per_sequence": float(real.mean()), "per_sequence_standard_error": error}
+
+
+def _is_symbols(data: Sequences) -> bool:
+    return np.ndim(data.x[0]) == 1
+
+
+# Forecasts --------------------------------------------------------------------------------------------------------------
+
+
+def _check_forecasts(model: Any, data: Sequences, num_steps: int, num_samples: int, num_origins: int) -> None:
+    """Raises where forecasts cannot be made, or not be scored."""
+    checks.at_least(2, forecast_samples=num_samples)
+    checks.at_least(1, forecast_origins=num_origins)
+    if isinstance(model, Reader) or not hasattr(model, "forecast"):
+        raise ValueError(f"`forecast_steps` must be 0 for a {type(model).__name__}, which does not forecast.")
+    if _is_symbols(data):
+        raise ValueError(
+            f"`forecast_steps` must be 0 for symbols (data set {data.name!r}): they have no order, so CRPS and intervals do not "
+            "apply. `log_prob_per_step` scores their one-step forecasts."
+        )
+    if data.lengths.max() <= num_steps:
+        raise ValueError(
+            f"`forecast_steps` must be below the length of some sequence, which is then forecast from its first steps; received "
+            f"{num_steps}, and the longest of data set {data.name!r} has {data.lengths.max()}."
+        )
+
+
+def score_forecasts(
+    model: Any,
+    data: Sequences,
+    num_steps: int,
+    num_samples: int = 200,
+    num_origins: int = 1,
+    batch_size: int = 20,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How good a model's forecasts of the last `num_steps` steps of each sequence are, given all steps before.
+
+    With several origins also of the blocks of H steps before these, each given what comes before it and scored alike; a sequence
+    has as many as leave a step to begin with. Controls of the steps to come are given, since the caller sets them. Only values
+    that were observed are scored, and each counts the same.
+
+    Args:
+        model: what has `forecast(batch, num_steps=, num_samples=, seed=)` -> samples `[B, S, H, D]`.
+        data: sequences `[T_i, D]` of numbers; those of at most H steps are left out.
+        num_steps: H.
+        num_samples: S.
+        num_origins: forecasts of each sequence, at most.
+        batch_size: forecasts at once.
+        seed: decides the samples.
+
+    Returns:
+        `crps` and `forecast_error` (of the median) in units of the data; `coverage`, level -> share, of the central intervals (of
+        discrete values, such as binary ones, it may well be above its level); of these `crps_standard_error`,
+        `forecast_standard_error` and `coverage_standard_error`, over sequences; `forecast_per_feature`, the three of each
+        feature, `[D]`, NaN where it was never observed; `forecast_protocol`, for people.
+    """
+    origins = [
+        (row, end) for row, length in enumerate(data.lengths) for end in range(int(length), num_steps, -num_steps)[:num_origins]
+    ]
+    rows = np.array([row for row, _ in origins])
+    fields = [name for name in ("x", "observed", "u") if getattr(data, name) is not None]
+    before: dict[str, Any] = {name: [getattr(data, name)[row][: end - num_steps] for row, end in origins] for name in fields}
+    after = {name: np.stack([getattr(data, name)[row][end - num_steps : end] for row, end in origins]) for name in fields}
+    seen = after.get("observed", np.ones(after["x"].shape, bool))
+    if not seen.any():
+        raise ValueError(f"`data` has no observed value in the steps to forecast (data set {data.name!r}); nothing to score.")
+    sums = np.zeros([2 + len(LEVELS), len(rows), seen.shape[-1]])
+    for batch in stream(Sequences(**before, name=data.name), batch_size):
+        now = batch["row"].numpy()
+        future = {"future_u": after["u"][now]} if "u" in fields else {}
+        samples = np.asarray(model.forecast(batch, num_steps=num_steps, num_samples=num_samples, seed=_key(seed), **future))
+        x = np.where(seen[now], after["x"][now], 0.0)
+        found = [crps(samples, x, axis=1), np.abs(np.median(samples, 1) - x)]
+        for level in LEVELS:
+            low, high = central_interval(samples, level, axis=1)
+            found.append((low <= x) & (x <= high))
+        sums[:, now] = np.where(seen[now], found, 0.0).sum(2)
+    counts = seen.sum(1).astype(np.float64)  # [N, D]
+    # of each sequence, since its forecasts are not independent
+    num, *per_row = (np.bincount(rows, values, len(data)) for values in (counts.sum(1), *sums.sum(2)))
+    (score, error, *shares), (score_error, error_error, *share_errors) = zip(
+        *(_per_step(values[num > 0], num[num > 0]) for values in per_row), strict=True
+    )
+    with np.errstate(invalid="ignore"):  # a feature that is never observed has no score
+        score_of, error_of, *shares_of = (sums.sum(1) / counts.sum(0)).tolist()
+    which = f"the last {num_steps} steps" if num_origins == 1 else f"up to {num_origins} blocks of {num_steps} steps from the end"
+    controls = ", their controls given" if "u" in fields else ""
+    return {
+        "crps": score,
+        "crps_standard_error": score_error,
+        "forecast_error": error,
+        "forecast_standard_error": error_error,
+        "coverage": dict(zip(LEVELS, shares, strict=True)),
+        "coverage_standard_error": dict(zip(LEVELS, share_errors, strict=True)),
+        "forecast_per_feature": {
+            "crps": score_of,
+            "forecast_error": error_of,
+            "coverage": dict(zip(LEVELS, shares_of, strict=True)),
+        },
+        "forecast_protocol": f"{which} of each sequence given all steps before{controls}: {len(rows)} forecasts of "
+        f"{len(set(rows.tolist()))} of {len(data)} sequences, {num_samples} samples each",
+    }
+
+
+class Climatology:
+    """Forecasts every value by draws from the training values of its feature, whatever came before."""
+
+    def __init__(self, train: Sequences) -> None:
+        self.values = _observed_of_each_feature(train)
+
+    def forecast(self, batch: Any, num_steps: int, num_samples: int, seed: Any) -> np.ndarray:
+        """Samples `[B, S, H, D]`; those of a row depend only on the seed and the row."""
+        shape, keys = (num_samples, num_steps), np.asarray(seed).tolist()
+        rngs = [np.random.default_rng([*keys, row]) for row in np.asarray(batch["row"]).tolist()]
+        return np.stack([np.stack([_draws(a, shape, rng) for a in self.values], -1) for rng in rngs])
+
+
+class RandomWalk:
+    """Forecasts persistence: the last observed value, plus for each step since a draw from the feature's training differences.
+
+    A feature that was not observed before starts from a draw of `Climatology`. Walks of binary data are cut to [0, 1].
+    """
+
+    def __init__(self, train: Sequences) -> None:
+        self.values = _observed_of_each_feature(train)
+        found = _observed_of_each_feature(train, differences=True)
+        self.differences = [a if len(a) else np.zeros(1) for a in found]  # where nothing is known of them, the value stays
+        self.is_binary = is_binary(replace(train, observed=None))
+
+    def forecast(self, batch: Any, num_steps: int, num_samples: int, seed: Any) -> np.ndarray:
+        """Samples `[B, S, H, D]`; those of a row depend only on the seed and the row."""
+        x, mask, keys = np.asarray(batch["x"], np.float64), np.asarray(batch["mask"]), np.asarray(seed).tolist()
+        seen = mask[..., None] & (np.asarray(batch["observed"]) if "observed" in batch else np.ones(x.shape, bool))
+        walks = np.zeros([len(x), num_samples, num_steps, x.shape[2]])
+        for i, row in enumerate(np.asarray(batch["row"]).tolist()):
+            rng = np.random.default_rng([*keys, row])
+            for d, (values, differences) in enumerate(zip(self.values, self.differences, strict=True)):
+                [times] = np.nonzero(seen[i, :, d])
+                start = x[i, times[-1], d] if len(times) else _draws(values, (num_samples, 1), rng)
+                gap = mask[i].sum() - 1 - times[-1] if len(times) else 0  # steps since that were not observed
+                walk = _draws(differences, (num_samples, gap + num_steps), rng).cumsum(1)[:, gap:]
+                walks[i, :, :, d] = start + walk
+        return walks.clip(0.0, 1.0) if self.is_binary else walks
+
+
+def _observed_of_each_feature(data: Sequences, differences: bool = False) -> list[np.ndarray]:
+    """The observed values of each feature over all sequences; or the differences of consecutive steps, both observed."""
+    found = []
+    for i, x in enumerate(data.x):
+        seen = np.ones(x.shape, bool) if data.observed is None else np.asarray(data.observed[i])
+        a = np.where(seen, np.asarray(x, np.float64), np.nan)
+        found.append(np.diff(a, axis=0) if differences else a)
+    return [a[~np.isnan(a)] for a in np.concatenate(found).T]
+
+
+def _draws(values: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Draws with replacement; NaN where there is nothing to draw from."""
+    return rng.choice(values, shape) if len(values) else np.full(shape, np.nan)
 
 
 def _reader_figures(model: Reader, data: Sequences, batch_size: int, train: Sequences | None) -> dict[str, Any]:

@@ -246,6 +246,260 @@ def _state_colours(num_states: int) -> list:
     return list(matplotlib.colormaps["viridis"](np.linspace(0.0, 1.0, num_states)))
 
 
+# Series, trajectories, recordings --------------------------------------------------------------------------------------
+
+_LEVELS = (0.5, 0.8, 0.95)
+_MOST_PANELS = 8
+_MOST_TILES = 100
+
+
+def forecast(
+    history: np.ndarray,
+    samples: np.ndarray,
+    path: str | Path | None = None,
+    *,
+    names: Sequence[str] = (),
+    levels: Sequence[float] = _LEVELS,
+    title: str = "",
+    step_name: str = "step",
+    history_steps: int | None = None,
+) -> Figure:
+    """Draws a series and what may come after it: the median of samples, and the central bands that hold a share of them.
+
+    A band of level p reaches from quantile (1 - p) / 2 to (1 + p) / 2 of the samples (`numpy.quantile`). Bands and median begin
+    at the last value of the series, where it is known.
+
+    Args:
+        history: the series `[T, D]` or `[T]`; NaN, where a value is missing, is a gap.
+        samples: continuations of it `[S, H, D]` or `[S, H]`.
+        path: the picture file, format by its suffix; not written where None.
+        names: of the features; they are numbered where there are none. Of more than eight the first eight are drawn.
+        levels: shares of the samples that bands hold, each in (0, 1).
+        title: heading of the figure.
+        step_name: what one step is, for the time axis, for example `"year"`.
+        history_steps: how many last steps of the series are drawn; where None, five for each step to come, or 100.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: on shapes that do not fit together, samples that are not finite, or levels outside (0, 1).
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    series, samples = np.asarray(history, float), np.asarray(samples, float)
+    series = series[:, None] if series.ndim == 1 else series
+    samples = samples[..., None] if samples.ndim == 2 else samples
+    if series.ndim != 2 or samples.ndim != 3 or series.shape[1] != samples.shape[2] or not samples.size:
+        raise ValueError(
+            "`history` must be [T, D] and `samples` [S, H, D], at least one sample of a step; received shapes "
+            f"{list(np.shape(history))} and {list(samples.shape)}."
+        )
+    if not np.isfinite(samples).all():
+        place = np.argwhere(~np.isfinite(samples))[0].tolist()
+        raise ValueError(
+            f"`samples` must be finite; received {samples[tuple(place)]} at index {place}. Did the training diverge?"
+        )
+    if not levels or not all(0.0 < level < 1.0 for level in levels):
+        raise ValueError(f"`levels` must be numbers between 0 and 1; received {list(levels)}.")
+    num_past, num_future = len(series), samples.shape[1]
+    first = num_past - min(num_past, max(5 * num_future, 100) if history_steps is None else history_steps)
+    figure, panels = _feature_panels(series.shape[1], num_past - first + num_future, names)
+    for d, axes in enumerate(panels):
+        _draw_line(axes, np.arange(first, num_past), series[first:, d], "#23272e", label="given")
+        start = [[series[-1, d]]] if num_past and np.isfinite(series[-1, d]) else []
+        times = np.arange(num_past - len(start), num_past + num_future)
+        paths = np.concatenate([np.repeat(start, len(samples), 0), samples[..., d]], 1) if start else samples[..., d]
+        for i, level in enumerate(sorted(levels, reverse=True)):
+            low, high = np.quantile(paths, ((1.0 - level) / 2.0, (1.0 + level) / 2.0), axis=0)
+            shade = 0.16 + 0.34 * (i + 1) / len(levels)
+            axes.fill_between(
+                times, low, high, color=_mixed(_COMPOSED, shade), lw=0, zorder=1 + 0.1 * i, label=f"{100 * level:.4g} %"
+            )
+        _draw_line(axes, times, np.quantile(paths, 0.5, axis=0), _COMPOSED, label="median")
+        axes.axvline(num_past - 0.5, color="#9aa0a6", lw=0.8, ls=":", zorder=0)
+        axes.margins(x=0.01)
+    panels[-1].set_xlabel(f"time in {step_name}s")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend_above(figure, panels[0])
+    return _finish(figure, title, path)
+
+
+def series(
+    x: np.ndarray | Sequence[np.ndarray],
+    path: str | Path | None = None,
+    *,
+    names: Sequence[str] = (),
+    title: str = "",
+    step_name: str = "step",
+    prefix_steps: int | None = None,
+) -> Figure:
+    """Draws one or several series over each other, a panel for each feature.
+
+    Args:
+        x: a series `[T, D]` or `[T]`, or a list of them; NaN is a gap.
+        path, names, title, step_name: as in `forecast`.
+        prefix_steps: how many first steps were given; they are drawn in another colour.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: there is no step, or the series have different features.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    several = [np.asarray(each, float) for each in (x if isinstance(x, (list, tuple)) or np.ndim(x) == 3 else [x])]
+    several = [each[:, None] if each.ndim == 1 else each for each in several]
+    if not several or any(each.ndim != 2 or each.shape[1:] != several[0].shape[1:] for each in several) or not several[0].size:
+        raise ValueError(
+            f"`x` must be series [T, D] with the same D and a step; received shapes {[list(e.shape) for e in several]}."
+        )
+    longest = max(map(len, several))
+    figure, panels = _feature_panels(several[0].shape[1], longest, names)
+    inks = list(_SERIES) if len(several) <= len(_SERIES) else [_COMPOSED]
+    width = 1.0 if len(several) <= len(_SERIES) else 0.5
+    given = prefix_steps or 0
+    for d, axes in enumerate(panels):
+        for i, each in enumerate(several):
+            if given:
+                _draw_line(axes, np.arange(given), each[:given, d], _GIVEN, label="_" if i else "given", lw=1.4, zorder=4)
+            _draw_line(axes, np.arange(len(each)), each[:, d], inks[i % len(inks)], label=str(i + 1), lw=width)
+        axes.margins(x=0.01)
+    panels[-1].set_xlabel(f"time in {step_name}s")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    if 1 < len(several) <= len(_SERIES):
+        _legend_above(figure, panels[0])
+    return _finish(figure, title, path)
+
+
+def strokes(
+    x: np.ndarray | Sequence[np.ndarray],
+    path: str | Path | None = None,
+    *,
+    title: str = "",
+    prefix_steps: int | None = None,
+    columns: int | None = None,
+) -> Figure:
+    """Draws trajectories of a pen side by side, each in its own size, up to a hundred: ways with the pen down are lines.
+
+    Args:
+        x: pen, dx, dy of each point `[T, 3]`, or a list of them: the pen is lifted after a point where the first is above 0.5;
+            dx and dy are the way from the point before. The pen is up before the first.
+        path: the picture file, format by its suffix; not written where None.
+        title: heading of the figure.
+        prefix_steps: how many first points were given; they are drawn in another colour.
+        columns: trajectories side by side; where None, as many as make the figure about square.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: `x` has another shape, or values that are not finite.
+    """
+    from matplotlib.collections import LineCollection
+
+    several = [np.asarray(each, float) for each in (x if isinstance(x, (list, tuple)) or np.ndim(x) == 3 else [x])][:_MOST_TILES]
+    for each in several:
+        if each.ndim != 2 or each.shape[1] != 3 or not np.isfinite(each).all():
+            raise ValueError(f"`x` must be finite numbers [T, 3], pen, dx, dy of each point; received shape {list(each.shape)}.")
+    if not any(map(len, several)):
+        raise ValueError("`x` must have at least one trajectory with a point; received none.")
+    points = [each[:, 1:].cumsum(0) for each in several]
+    spans = np.array([np.ptp(p, axis=0) for p in points if len(p)]).max(0).clip(min=1e-9)
+    ratio = float(np.clip(spans[0] / spans[1], 0.25, 8.0))
+    if columns is None:
+        columns = min(len(several), max(1, round(math.sqrt(len(several) / ratio * 1.3))))
+    at_least(1, columns=columns)
+    rows = math.ceil(len(several) / columns)
+    width = min(12.0, max(1.4, 1.3 * ratio) * columns)
+    figure = _figure(max(width, 2.0), min(max(width / columns / ratio, 0.6) * rows + 0.4 * bool(title), 40.0))
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, each, place in zip(grid, several, points, strict=False):
+        lifted = each[:, 0] > 0.5
+        down = np.flatnonzero(~lifted[:-1])  # a way is drawn where the pen stays down after the point it starts from
+        inks = np.where(np.arange(len(each)) < (prefix_steps or 0), _GIVEN, _COMPOSED)
+        ways = np.stack([place[down], place[down + 1]], 1)
+        axes.add_collection(LineCollection(list(ways), colors=list(inks[down + 1]), linewidths=1.4, capstyle="round"))
+        alone = np.flatnonzero(np.diff(np.flatnonzero(np.r_[True, lifted])) == 1)  # strokes of one point
+        dots = np.flatnonzero(np.r_[True, lifted])[alone]
+        axes.scatter(*place[dots].T, s=5, c=list(inks[dots]), lw=0)
+        axes.autoscale_view()
+    for axes in grid:
+        axes.set_aspect("equal", adjustable="datalim" if rows * columns > 1 else "box")
+        axes.axis("off")
+    return _finish(figure, title, path)
+
+
+def recordings(
+    x: np.ndarray | Sequence[np.ndarray],
+    rate: int,
+    path: str | Path | None = None,
+    *,
+    title: str = "",
+) -> Figure:
+    """Draws the samples of recordings over time, one below another.
+
+    Args:
+        x: samples `[N]`, or frames of them `[T, F]`, or a list of these.
+        rate: samples a second.
+        path, title: as in `forecast`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: there is none.
+    """
+    at_least(1, rate=rate)
+    several = [np.ravel(each) for each in (x if isinstance(x, (list, tuple)) or np.ndim(x) == 3 else [x])]
+    if not any(map(len, several)):
+        raise ValueError("`x` must have at least one recording with a sample; received none.")
+    figure = _figure(8.0, min(0.8 + 1.2 * len(several), 40.0))
+    panels = figure.subplots(len(several), sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, samples in zip(panels, several, strict=True):
+        axes.plot(np.arange(len(samples)) / rate, samples, color=_COMPOSED, lw=0.6)
+        axes.margins(x=0.0)
+    panels[-1].set_xlabel("time in seconds")
+    return _finish(figure, title, path)
+
+
+def _feature_panels(num_features: int, num_steps: int, names: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each feature, one below another, and its name; of many for the first."""
+    if names and len(names) != num_features:
+        raise ValueError(f"`names` must have one for each of the {num_features} features; received {len(names)}.")
+    num_panels = min(num_features, _MOST_PANELS)
+    figure = _figure(min(7.0 + 0.01 * num_steps, 12.0), 1.4 + (2.4 if num_panels == 1 else 1.3) * num_panels)
+    panels = list(figure.subplots(num_panels, sharex=True, squeeze=False)[:, 0])
+    for d, axes in enumerate(panels):
+        axes.set_ylabel(names[d] if names else f"x{d}" if num_features > 1 else "value", parse_math=False)
+        axes.grid(axis="y", color="#e3e5e8", lw=0.8)
+        axes.set_axisbelow(True)
+    if num_panels < num_features:
+        panels[0].set_title(f"the first {num_panels} of {num_features} features", loc="right", fontsize=9, color="#5f6368")
+    return figure, panels
+
+
+def _draw_line(axes: Axes, times: np.ndarray, values: np.ndarray, ink: str, **style: Any) -> None:
+    """A line through values `[T]`, dots where the ones beside it are missing."""
+    known = np.pad(np.isfinite(values), 1)
+    alone = known[1:-1] & ~known[:-2] & ~known[2:]
+    dots: dict[str, Any] = {"marker": ".", "ms": 4, "markevery": alone} if alone.any() else {}
+    axes.plot(times, values, **{"color": ink, "lw": 1.2, "zorder": 3, **dots, **style})
+
+
+def _mixed(colour: str, share: float) -> tuple[float, ...]:
+    """A colour on white, opaque, so that nested bands do not add up."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(1.0 - share * (1.0 - part) for part in to_rgb(colour))
+
+
+def _legend_above(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=9, handlelength=1.2)
+
+
 def attention(
     weights: np.ndarray,
     source: Sequence[str],

@@ -165,6 +165,37 @@ class _Keeper(keras.callbacks.Callback):
         self.checkpointed = time.monotonic()
 
 
+class _Summaries(keras.callbacks.Callback):
+    """Scalars of all that was logged, and a histogram of the KL of each latent dimension, for TensorBoard, every epoch.
+
+    `tf.summary.scalar`, and with it Keras's own callback, needs the package tensorboard; what it calls, `write`, does not.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.writer = tf.summary.create_file_writer(str(folder))
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        logs = logs or {}
+        with self.writer.as_default(step=epoch + 1):
+            for name, value in logs.items():
+                tf.summary.write(name, tf.constant(float(value)), metadata=_summary_kind("scalars", 1))
+            for metric in self.model.unit_metrics:  # of the data it last saw
+                kl = metric.kl().numpy()
+                name = "val_kl_units" if any(key.startswith("val_") for key in logs) else "kl_units"
+                counts, edges = np.histogram(kl[np.isfinite(kl)], bins=min(30, metric.num_units))
+                buckets = np.stack([edges[:-1], edges[1:], counts], 1)  # left edge, right edge, number
+                tf.summary.write(name, tf.constant(buckets, tf.float64), metadata=_summary_kind("histograms", 2))
+        self.writer.flush()  # a killed run keeps its epochs
+
+
+def _summary_kind(plugin: str, data_class: int) -> Any:
+    """What tells TensorBoard how to show a tensor: the plugin, and the DataClass (1 a scalar, 2 a tensor)."""
+    metadata = tf.compat.v1.SummaryMetadata(data_class=data_class)
+    metadata.plugin_data.plugin_name = plugin
+    return metadata
+
+
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
     """One row an epoch; columns are all keys that occur."""
     names = list(dict.fromkeys(name for row in history for name in row))
@@ -199,6 +230,8 @@ def train(
     validate_every: int = 1,
     patience: int | None = None,
     seed: int = 0,
+    monitors: bool = False,
+    tensorboard: bool = False,
     resume: bool = False,
     progress: bool = True,
 ) -> Run:
@@ -230,8 +263,11 @@ def train(
         validate_every: epochs between validations.
         patience: stops when the validation bound has not improved for this many epochs.
         seed: decides the order of the data and all noise in training.
-        resume: go on from the checkpoint in `out`; the result is that of an uninterrupted run. Model, data and settings must
-            be those of the run, but for `max_minutes`, `validate_every`, `patience` and, with a constant rate, `epochs`.
+        monitors: log the norms of the gradient and of the weights of every epoch (`monitor_norms` of `SequenceModel.compile`).
+        tensorboard: write all that is logged to `out`/logs, for TensorBoard; a resumed run writes lost epochs again.
+        resume: go on from the checkpoint in `out`; the result is that of an uninterrupted run. Model, data and settings must be
+            those of the run, but for `max_minutes`, `validate_every`, `patience`, `tensorboard` and, with a constant rate,
+            `epochs`.
         progress: one line an epoch on standard error.
 
     Returns:
@@ -256,6 +292,8 @@ def train(
     checks.choice("schedule", schedule, ("constant", "cosine"))
     if patience is not None and validation is None:
         raise ValueError("`patience` needs `validation`: without it there is no bound to improve.")
+    if tensorboard and out is None:
+        raise ValueError("`tensorboard` needs `out`, the run folder that the logs are written to.")
     folder = None if out is None else Path(out)
     state: dict[str, Any] = {"epoch": 0, "best": math.inf, "best_epoch": 0, "seconds": 0.0, "history": []}
     state["run"] = {**settings, "data": data_hash(data), "hyperparameters": _without_name(model)}
@@ -277,7 +315,9 @@ def train(
         model, state = _last_checkpoint(folder)
         _check_same_run(folder, state["run"], wanted)
     else:
-        if folder is not None and (there := [name for name in RUN_FILES if (folder / name).exists()]):
+        if folder is not None and (
+            there := [name for name in (*RUN_FILES, *(["logs"] if tensorboard else [])) if (folder / name).exists()]
+        ):
             raise ValueError(
                 f"`out` must be a new run folder; {folder} already holds {there[0]}. "
                 "Resume its run (resume=True, --resume), or choose another."
@@ -286,7 +326,10 @@ def train(
             keras.optimizers.schedules.CosineDecay(learning_rate, steps * epochs, 0.01) if schedule == "cosine" else learning_rate
         )
         model.compile(
-            make_optimizer(optimizer, rate, weight_decay, clip_norm, average, momentum), method=method, step_size=step_size
+            make_optimizer(optimizer, rate, weight_decay, clip_norm, average, momentum),
+            method=method,
+            step_size=step_size,
+            monitor_norms=monitors,
         )
         model.seed.assign(np.random.default_rng(seed).integers(0, 2**31 - 1, 2))
     for sequences in (data, validation):
@@ -311,6 +354,8 @@ def train(
         progress,
     )
     callbacks = [KLWarmUp(kl_warmup, kl_start if kl_warmup else 1.0), keeper]
+    if tensorboard and folder is not None:
+        callbacks.append(_Summaries(folder / "logs"))  # after the validation
     if state["epoch"] < epochs:
         try:
             batches = batches_of(data, augmented_epochs, seed=seed, first_epoch=state["epoch"])
@@ -411,7 +456,8 @@ def _without_name(model: SequenceModel) -> dict[str, Any]:
 
 def may_change(schedule: str) -> set[str]:
     """Settings of `train` that a resumed run may set anew; the cosine schedule spans all epochs of a run."""
-    return {"max_minutes", "validate_every", "patience", "progress", "resume", *(("epochs",) if schedule == "constant" else ())}
+    free = {"max_minutes", "validate_every", "patience", "progress", "resume", "tensorboard"}
+    return free | ({"epochs"} if schedule == "constant" else set())
 
 
 def _check_same_run(folder: Path, run: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -466,6 +512,8 @@ def write_card(
             "steps": int(data.lengths.sum()),
             "step": data.step,
             "shape": data.shape,
+            "columns": list(data.columns),
+            "sampling_rate": data.sampling_rate,
             "source": data.source,
             "sha256": data_hash(data),
         },

@@ -96,6 +96,16 @@ DATASETS: dict[str, Entry] = {
     "yeast-genes": Entry(
         "tfseq.data.dna:load_yeast_genes", {}, "yeast genes, each base labelled exon or intron: 216/27/27 genes"
     ),
+    "strokes": Entry(
+        "tfseq.data.strokes:load_strokes",
+        {},
+        "handwriting, pen and ways of each point, synthetic: 1000/200/200 words or pairs; no download",
+    ),
+    "pendigits": Entry(
+        "tfseq.data.strokes:load_pendigits",
+        {},
+        "handwritten digits as 8 points on the way of the pen (UCI), labelled: 6500/994/3498",
+    ),
     "spoken-digits": Entry(
         _SPEECH, {}, "spoken digits, frames of 200 samples at 8 kHz, labels and words: 2400/300/300 recordings"
     ),
@@ -107,6 +117,7 @@ _COLUMNS = Entry("tfseq.data.conll:load_conll", {}, "labelled tokens", ("train",
 _FASTA = Entry("tfseq.data.dna:load_fasta", {}, "DNA or protein", ("train",))
 _FOLDER = Entry("tfseq.data.music:load_folder", {}, "scores")
 _IMAGES = Entry("tfseq.data.images:load_images", {}, "pictures")
+_RECORDINGS = Entry("tfseq.data.speech:load_recordings", {}, "recordings", ("train",))
 
 FILES: dict[str, Entry] = {
     **dict.fromkeys((".csv", ".npz"), _SERIES),
@@ -114,6 +125,7 @@ FILES: dict[str, Entry] = {
     ".txt": Entry("tfseq.data.text:load_text", {}, "a text to model"),
     ".tsv": Entry("tfseq.data.text:load_table", {}, "texts with labels or translations", ("train",)),
     **dict.fromkeys((".fasta", ".fa", ".fsa"), _FASTA),
+    ".wav": _RECORDINGS,
 }
 """Suffix of the user's own files -> their loader, called as `loader(path, split)`, and the splits that one file has."""
 
@@ -122,9 +134,10 @@ def _own(name: str | Path) -> Entry | None:
     """The loader of a path, and the splits it has; None where there is none."""
     from tfseq.data.images import splits_in
     from tfseq.data.series import files_of
+    from tfseq.data.speech import recordings_in
 
     path = Path(name)
-    files = files_of(path, FILES) if path.is_dir() else {}
+    files = files_of(path, set(FILES) - {".wav"}) if path.is_dir() else {}
     entries = {entry.target: entry for file in files.values() for entry in [FILES[file.suffix.lower()]]}
     if len(entries) > 1:
         raise ValueError(
@@ -136,6 +149,8 @@ def _own(name: str | Path) -> Entry | None:
     pictures = splits_in(path)
     if pictures:
         return _IMAGES._replace(splits=pictures)
+    if path.is_dir() and (recordings := recordings_in(path)):
+        return _RECORDINGS._replace(splits=recordings)
     if path.is_dir():
         return _FOLDER._replace(splits=tuple(split for split in SPLITS if (path / split).is_dir()) or SPLITS)
     return FILES.get(path.suffix.lower()) if path.is_file() else None
@@ -155,7 +170,7 @@ def splits_of(name: str | Path) -> tuple[str, ...]:
         return entry.splits
     raise ValueError(
         f"`name` must be a data set, the path of a .csv or .npz file, or of one of {', '.join(list(FILES)[2:])}, or the path "
-        "of an existing folder with train.csv (or another of these), with IDX files, or with MIDI or MusicXML files; "
+        "of an existing folder with train.csv (or another of these), with IDX files, or with WAV, MIDI or MusicXML files; "
         f"received {str(name)!r}.{nearest(str(name).lower(), DATASETS)} "
         f"Data sets: {', '.join(DATASETS)}."
     )
@@ -168,10 +183,11 @@ def load_dataset(name: str | Path, split: str = "train", *, data_dir: str | Path
         name: a key of `DATASETS`; or a path, read as the first of these that it is: a folder with files of one kind for the
             splits (`train.csv`, `train.conll`, `train.txt`, ...); a folder with IDX files of pictures, `train-images*` and
             others; an `.npz` file with an array `x_train`, `x_valid`, `x_test` or `shape`, which is of pictures (see
-            `tfseq.data.images.load_images`); a folder with MIDI or MusicXML files (see `tfseq.data.music.load_folder`); a file
-            whose suffix says what it is: `.csv`, other `.npz` (see `tfseq.data.series.load_series`), `.conll`, `.conllu`,
+            `tfseq.data.images.load_images`); a folder with WAV files (see `tfseq.data.speech.load_recordings`), or with MIDI or
+            MusicXML files (see `tfseq.data.music.load_folder`); a file whose suffix says what it is: `.csv`, other `.npz` (see
+            `tfseq.data.series.load_series`), `.conll`, `.conllu`,
             `.bio`, `.iob`, `.json` (see `tfseq.data.conll.load_conll`), `.txt`, `.tsv` (see `tfseq.data.text.load_text` and
-            `load_table`), `.fasta`, `.fa`, `.fsa` (see `tfseq.data.dna.load_fasta`).
+            `load_table`), `.fasta`, `.fa`, `.fsa` (see `tfseq.data.dna.load_fasta`), `.wav`.
         split: `"train"`, `"valid"` or `"test"`; not all data has all of them (see `splits_of`).
         data_dir: folder of already downloaded files; the environment variable `TFSEQ_DATA` where not given. Files not
             found there are downloaded into the cache folder and checked.

@@ -59,6 +59,8 @@ class Sequences:
         augmentation: how a training sequence may be varied and still be one: (x `[T, D]`, random numbers) -> x of the same
             shape; None where nothing is known. Only training asks for it.
         shape: rows and columns of a picture, where each x[t] is one, row after row; None where it is none, or they are not known.
+        columns: what the D features are called; empty where they have no names.
+        sampling_rate: samples a second, where the features of a step are successive samples of a recording; None where not.
     """
 
     x: Sequence[Any]
@@ -73,6 +75,8 @@ class Sequences:
     augmentation: Augmentation | None = None
     shape: tuple[int, int] | None = None
     target: Sequence[Any] | None = None
+    columns: Sequence[str] = ()
+    sampling_rate: int | None = None
 
     def __post_init__(self) -> None:
         if self.shape is not None and len(self.x):
@@ -82,6 +86,11 @@ class Sequences:
                     f"`shape` must be rows and columns of a picture, whose product is D of `x`; received {self.shape} for x[0] "
                     f"of shape {list(np.shape(self.x[0]))}."
                 )
+        if self.columns and len(self.x) and np.shape(self.x[0])[1:] != (len(self.columns),):
+            raise ValueError(
+                f"`columns` must have a name for each of the D features of `x`; received {len(self.columns)} for x[0] of shape "
+                f"{list(np.shape(self.x[0]))}."
+            )
         for field in ("observed", "u", "y", "target"):
             other = getattr(self, field)
             if other is not None and len(other) != len(self.x):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import itertools
+import math
 import re
 import zipfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,10 @@ _EARTHQUAKES = """
 31 27 35 26 28 36 39 21 17 22 17 19 15 34 10 15 22 18 15 20 15 22 19 16 30 27 29 23 20 16 21 21 25 16 18 15 18 14 10 15 8 15 6 11
 8 7 18 16 13 12 13 20 15 16 12 18 15 16 13 15 16 11 11
 """
+
+TIMES = ("step", "timestamp", "datetime", "date", "year", "quarter", "month", "week", "day", "time", "hour", "minute", "second")
+"""Columns, in any case, that say when a step is, the coarse before the fine; they are no features."""
+_UNITS = TIMES[4:9] + TIMES[10:]  # of them, those that are the length of a step
 
 _DELIMITERS = (",", ";", "\t")
 _MISSING = ("", "na", "nan")
@@ -57,6 +63,7 @@ def load_earthquakes(split: str, *, data_dir: Path | None = None) -> Sequences:
         name="earthquakes",
         split=split,
         step="year",
+        columns=("count",),
         source="US Geological Survey; Zucchini, MacDonald & Langrock 2016, Hidden Markov Models for Time Series, table 1.1",
     )
 
@@ -83,7 +90,8 @@ def load_series(path: str | Path, split: str = "train") -> Sequences:
     A CSV file (comma, semicolon or tab; UTF-8) has a header line, then a row per step. Its columns:
 
     - `sequence`: what the sequence of the step is called, any text; its rows stand together. Without it, all are one sequence.
-    - `step`: not read; whatever numbers or dates the steps.
+    - `step`, `date`, `year`, `time` and others of `TIMES`: when the step is. They are no features. Numbers and ISO dates must
+      increase within a sequence (`year` and `quarter` together); other text is not looked at.
     - `y`: the step's label, a whole number; empty or -1 where it is not known.
     - `u_NAME`: a control, which is always there.
     - every other: a feature, in the order of the columns. Empty, `NA` or `NaN` is missing. A single feature called `symbol`
@@ -99,7 +107,8 @@ def load_series(path: str | Path, split: str = "train") -> Sequences:
 
     Returns:
         Features `[T_i, D]` float32, or symbols `[T_i]` int32; `observed` (of the shape of `x`, where `x` is 0 if it is False)
-        only where something is missing, `u` and `y` only where there are any. Names are those of `sequence`, or the file's.
+        only where something is missing, `u` and `y` only where there are any. Names are those of `sequence`, or the file's;
+        `columns` are those of the features of a CSV file, and `step` is the finest unit that a column of it is called.
 
     Raises:
         ValueError: no file for the split, or a file that is not as above; the line and column are named.
@@ -114,7 +123,7 @@ def load_series(path: str | Path, split: str = "train") -> Sequences:
     fields = (_read_npz if file.suffix.lower() == ".npz" else _read_csv)(file)
     whole = path.resolve()
     name = whole.name if path.is_dir() else whole.stem
-    return Sequences(**fields, name=name, split=split, step="step", source=f"the user's file {file.name}")
+    return Sequences(**{"step": "step", **fields}, name=name, split=split, source=f"the user's file {file.name}")
 
 
 def check_size(path: Path, size: int) -> None:
@@ -158,6 +167,7 @@ def _read_csv(path: Path) -> dict[str, Any]:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         header = _header(path, next(reader, []))
         kinds = _kinds(path, header)
+        clock = _Clock(path, header)
         rows = _rows(path, reader, len(header))
         last = None if "sequence" in header else path.stem
         if last is not None:
@@ -165,6 +175,7 @@ def _read_csv(path: Path) -> dict[str, Any]:
         while block := list(itertools.islice(rows, _BLOCK)):
             lines = [line for line, _ in block]
             columns = dict(zip(header, zip(*(cells for _, cells in block), strict=True), strict=True))
+            first = len(starts)
             for i, name in enumerate(map(str.strip, columns.get("sequence", ()))):
                 if name == last:
                     continue
@@ -176,6 +187,7 @@ def _read_csv(path: Path) -> dict[str, Any]:
                     )
                 names[name], last = None, name
                 starts.append(num_rows + i)
+            clock.check(columns, lines, {start - num_rows for start in starts[first:]})
             blocks.append(np.stack([_numbers(path, name, kind, columns[name], lines) for name, kind in kinds.items()], 1))
             num_rows += len(block)
     if not blocks:
@@ -185,7 +197,69 @@ def _read_csv(path: Path) -> dict[str, Any]:
     u = [a[:, of["u"]] for a in sequences] if of["u"] else None
     y = [a[:, of["y"][0]] for a in sequences] if of["y"] else None
     x = [a[:, of["symbol"][0]] if of["symbol"] else a[:, of["x"]] for a in sequences]
-    return {**_fields(x, u, y, bool(of["symbol"])), "names": list(names)}
+    features = [name for name, kind in kinds.items() if kind == "x"]
+    return {**_fields(x, u, y, bool(of["symbol"])), "names": list(names), "columns": features, "step": clock.step}
+
+
+class _Clock:
+    """Checks, block after block of rows, that the time stamps of a file increase within a sequence.
+
+    Args:
+        path: the file, for messages.
+        header: its columns.
+    """
+
+    def __init__(self, path: Path, header: Sequence[str]) -> None:
+        self.path = path
+        self.names = sorted((name for name in header if name.lower() in TIMES), key=lambda name: TIMES.index(name.lower()))
+        self.readers: dict[str, Callable[[str], float | None]] | None = None
+        self.last: tuple[tuple[float, ...], tuple[str, ...]] | None = None
+
+    @property
+    def step(self) -> str:
+        """The finest unit that a column is called."""
+        return next((name.lower() for name in reversed(self.names) if name.lower() in _UNITS), "step")
+
+    def check(self, columns: Mapping[str, Sequence[str]], lines: Sequence[int], starts: Collection[int]) -> None:
+        """Raises ValueError where a row does not come after the one before; the rows at `starts` begin a sequence."""
+        if self.readers is None:  # what the first row holds, all must; text is not looked at
+            kinds = {name: [read for read in (_number, _moment) if _is_stamp(read(columns[name][0]))] for name in self.names}
+            self.readers = {name: found[0] for name, found in kinds.items() if found}
+        for i, cells in enumerate(zip(*(columns[name] for name in self.readers), strict=True)):
+            stamp: list[float] = []
+            for (name, read), cell in zip(self.readers.items(), cells, strict=True):
+                value = read(cell)
+                if value is None or not _is_stamp(value):
+                    kind = "a number" if read is _number else "an ISO date or time"
+                    raise ValueError(
+                        f"{self.path}, line {lines[i]}, column {name!r}: a time stamp must be {kind}, as in the rows before; "
+                        f"received {cell[:50]!r}."
+                    )
+                stamp.append(value)
+            if self.last is not None and i not in starts and tuple(stamp) <= self.last[0]:
+                before, after = (" ".join(map(str.strip, each)) for each in (self.last[1], cells))
+                raise ValueError(
+                    f"{self.path}, line {lines[i]}, column {' and '.join(map(repr, self.readers))}: time stamps must increase "
+                    f"within a sequence; received {after!r} after {before!r}. Sort the rows, name several sequences in a column "
+                    "sequence, or call the column otherwise if it is a feature."
+                )
+            self.last = tuple(stamp), cells
+
+
+def _is_stamp(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _moment(text: str) -> float | None:
+    """An ISO date or time in seconds, UTC where no zone is said; None where it is neither."""
+    text = text.strip()
+    for whole in () if not text else (text, f"{text}-01", f"1970-01-01T{text}"):  # a date, a month, a time of a day
+        try:
+            found = datetime.datetime.fromisoformat(whole)
+        except ValueError:
+            continue
+        return (found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp()
+    return None
 
 
 @contextmanager
@@ -220,10 +294,13 @@ def _header(path: Path, cells: Sequence[str]) -> list[str]:
 def _kinds(path: Path, header: Sequence[str]) -> dict[str, str]:
     """Column -> `"x"`, `"symbol"`, `"u"` or `"y"`, for those that are read as numbers."""
     kinds = {name: "u" if name.startswith("u_") else "y" if name == "y" else "x" for name in header}
-    kinds = {name: kind for name, kind in kinds.items() if name not in ("sequence", "step")}
+    kinds = {name: kind for name, kind in kinds.items() if name != "sequence" and name.lower() not in TIMES}
     features = [name for name, kind in kinds.items() if kind == "x"]
     if not features:
-        raise ValueError(f"{path}, line 1: there must be a column of a feature, or symbol; received only {', '.join(header)}.")
+        raise ValueError(
+            f"{path}, line 1: there must be a column of a feature, or symbol; received only {', '.join(header)}. Columns of "
+            f"time, {', '.join(TIMES)}, are no features."
+        )
     return {**kinds, "symbol": "symbol"} if features == ["symbol"] else kinds
 
 
@@ -267,7 +344,9 @@ def _numbers(path: Path, name: str, kind: str, cells: Sequence[str], lines: Sequ
         hint = ""
         if numbers[i] is None:
             comma = "," in cells[i] and _number(cells[i].replace(",", ".")) is not None
-            hint = " Decimals have a point." if comma else " Only the columns sequence and step may hold text."
+            hint = (
+                " Decimals have a point." if comma else " Only sequence and columns of time, such as step or date, may hold text."
+            )
         raise ValueError(
             f"{path}, line {lines[i]}, column {name!r}: a value must be {_RULES[kind]}; received {cells[i][:50]!r}.{hint}"
         )

@@ -1,4 +1,4 @@
-"""Spoken digits: the recordings of FSDD as frames of samples, or as log-mel features."""
+"""Recordings: the spoken digits of FSDD, and the user's own WAV files, as frames of samples or as log-mel features."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ import numpy as np
 from tfseq.checks import at_least, choice
 from tfseq.data import SPLITS
 from tfseq.data.batching import Sequences
+from tfseq.data.music import SUFFIXES as SCORES
+from tfseq.data.music import split_of
+from tfseq.data.series import check_size
 
 RATE = 8000
 """Samples a second of the recordings."""
+SUFFIX = ".wav"
 FRAME = 200
 """Samples of a frame, 25 ms."""
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -100,33 +104,107 @@ def _digits(files: Sequence[Path], split: str, features: str, name: str) -> Sequ
         name=name,
         split=split,
         step="25 ms" if features == "samples" else "10 ms",
+        sampling_rate=RATE if features == "samples" else None,
         source=f"Free Spoken Digit Dataset 1.0.10 (CC BY-SA 4.0); {_ARCHIVE}",
     )
+
+
+def recordings_in(path: Path) -> tuple[str, ...]:
+    """The splits of a folder of recordings; none where it has no WAV files, or scores beside them."""
+    suffixes = {file.suffix.lower() for file in path.rglob("*")}
+    found = _recordings(path) if SUFFIX in suffixes and not suffixes & (set(SCORES) - {".xml"}) else {}
+    return tuple(split for split in SPLITS if split in found)
+
+
+def load_recordings(path: str | Path, split: str = "train") -> Sequences:
+    """The user's own recordings, WAV files of 16 bits and one channel, all of one sampling rate, as frames of 200 samples.
+
+    Args:
+        path: a file, which has only the split `"train"`; or a folder of them. With subfolders `train`, `valid`, `test` these are
+            the splits; otherwise the split of a recording follows from the SHA-256 of its path in the folder, without suffix:
+            70/15/15 in expectation. Where recordings stand in subfolders, `train/yes/1.wav`, these are their labels.
+        split: `"train"`, `"valid"` or `"test"`.
+
+    Returns:
+        Frames `[T_i, 200]` float32 in [-1, 1], zeros after the end of the last; a label each where there are any, a `str`. Names
+        are the paths in the folder of the split, sorted.
+
+    Raises:
+        ValueError: there is no recording for the split, one cannot be read or has another rate than the first, or some have
+            labels and others not.
+    """
+    path = Path(path)
+    found = {"train": [path]} if path.is_file() else _recordings(path)
+    choice("split", split, found)
+    root, files = path.parent if path.is_file() else path / split if (path / split).is_dir() else path, found[split]
+    labels = [file.relative_to(root).parent.as_posix() for file in files]
+    if "." in labels and set(labels) != {"."}:
+        apart = files[labels.index(".")].name
+        raise ValueError(
+            f"{root} must have all its recordings in subfolders, which are their labels, or none; {apart} is in none, others are."
+        )
+    rate = sampling_rate(files[0])
+    return Sequences(
+        [frames(read_wav(file, rate), FRAME) for file in files],
+        y=None if "." in labels else labels,
+        names=[file.relative_to(root).with_suffix("").as_posix() for file in files],
+        name=path.resolve().stem if path.is_file() else path.resolve().name,
+        split=split,
+        step=f"{1000 * FRAME / rate:.4g} ms",
+        sampling_rate=rate,
+        source=f"{len(files)} recordings of the user's",
+    )
+
+
+def _recordings(folder: Path) -> dict[str, list[Path]]:
+    """Split -> its WAV files, for the splits that have some."""
+    own_splits = any((folder / split).is_dir() for split in SPLITS)
+    found: dict[str, list[Path]] = {}
+    for file in sorted(file for file in folder.rglob("*") if file.suffix.lower() == SUFFIX and file.is_file()):
+        inside = file.relative_to(folder)
+        split = inside.parts[0] if own_splits else split_of(inside.with_suffix("").as_posix())
+        if split in SPLITS:
+            found.setdefault(split, []).append(file)
+    return found
+
+
+def sampling_rate(path: str | Path) -> int:
+    """Samples a second of a WAV file; ValueError where it is none."""
+    return _opened(Path(path))[0][0]
 
 
 def read_wav(path: str | Path, rate: int = RATE) -> np.ndarray:
     """A WAV file of 16 bits and one channel -> samples `[N]` float32 in [-1, 1).
 
     Raises:
-        ValueError: it is no WAV file, has another rate, width or number of channels, or no samples.
+        ValueError: it is no WAV file, is cut off, has another rate, width or number of channels, or no samples.
     """
     path = Path(path)
-    try:
-        with wave.open(str(path), "rb") as file:
-            found = file.getframerate(), 8 * file.getsampwidth(), file.getnchannels()
-            content = file.readframes(file.getnframes())
-    except (wave.Error, EOFError) as error:
-        raise ValueError(
-            f"{path} is no readable WAV file ({error or 'it ends too early'}). Is it compressed, or cut off?"
-        ) from error
+    found, num, content = _opened(path)
     if found != (rate, 16, 1):
         raise ValueError(
             f"{path} must have {rate} samples a second, 16 bits, 1 channel; received {found[0]}, {found[1]}, {found[2]}. "
             f"Convert it: ffmpeg -i IN -ar {rate} -ac 1 -sample_fmt s16 OUT.wav."
         )
-    if len(content) < 2:
+    if num == 0:
         raise ValueError(f"{path} must have samples; it has none.")
-    return np.frombuffer(content[: len(content) // 2 * 2], "<i2").astype(np.float32) / np.float32(2**15)
+    if len(content) != 2 * num:
+        raise ValueError(f"{path} must have {num} samples, as its head says; it ends after {len(content) // 2}. Is it cut off?")
+    return np.frombuffer(content, "<i2").astype(np.float32) / np.float32(2**15)
+
+
+def _opened(path: Path) -> tuple[tuple[int, int, int], int, bytes]:
+    """Of a WAV file: samples a second, bits and channels; the number of samples of each; their bytes."""
+    check_size(path, path.stat().st_size)
+    try:
+        with wave.open(str(path), "rb") as file:
+            found = file.getframerate(), 8 * file.getsampwidth(), file.getnchannels()
+            return found, file.getnframes(), file.readframes(file.getnframes())
+    except (wave.Error, EOFError, RuntimeError) as error:  # as the parts of `wave` raise
+        raise ValueError(
+            f"{path} is no readable WAV file ({error or 'it ends too early'}). Is it compressed, of floats, or cut off? "
+            "Convert it: ffmpeg -i IN -ac 1 -sample_fmt s16 OUT.wav."
+        ) from error
 
 
 def frames(samples: np.ndarray, size: int = FRAME) -> np.ndarray:

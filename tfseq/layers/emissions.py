@@ -1197,6 +1197,8 @@ class NeuralEmission(Emission):
     def __init__(
         self, num_states: int, event_dim: int, head: str = "bernoulli", hidden_dim: int = 32, control_dim: int = 0, **kwargs: Any
     ) -> None:
+        if heads.head_class(head).is_joint:
+            raise ValueError(f"`head` of a neural emission must have a factor for each feature; received {head!r}, a joint one.")
         self.head_name, self.hidden_dim, self.context_dim = head, hidden_dim, control_dim
         super().__init__(num_states, event_dim, **kwargs)
 

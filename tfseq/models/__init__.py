@@ -62,9 +62,25 @@ MODELS = Models(
             "tfseq.models.hmm:HiddenMarkovModel",
             "Hidden Markov model: exact inference; gradient, EM, MAP or variational Bayes (Rabiner 1989, Beal 2003)",
         ),
+        "kalman": Entry(
+            "tfseq.models.kalman:LinearGaussianModel",
+            "Linear-Gaussian state-space model: exact Kalman filter and smoother; gradient or EM (Shumway and Stoffer 1982)",
+        ),
         "dmm": Entry(
             "tfseq.models.dmm:DeepMarkovModel",
             "Deep Markov model: neural state-space model trained on its ELBO (Krishnan et al. 2017)",
+        ),
+        "vrnn": Entry(
+            "tfseq.models.vrnn:VariationalRNN",
+            "Variational recurrent network, VRNN-I and STORN: a latent variable at every step (Chung et al. 2015)",
+        ),
+        "rnn-density": Entry(
+            "tfseq.models.recurrent_density:RecurrentDensity",
+            "Recurrent density: RNN-Gauss, RNN-GMM, RNN-NADE, RNN-RBM (Boulanger-Lewandowski et al. 2012, Chung et al. 2015)",
+        ),
+        "vae": Entry(
+            "tfseq.models.vae:VariationalAutoencoder",
+            "Variational autoencoder of vectors, or of the steps of sequences (Kingma and Welling 2014)",
         ),
         "bm": Entry(
             "tfseq.models.boltzmann_machine:BoltzmannMachine",

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfseq import checks
 from tfseq.ops import random
-from tfseq.ops.masking import masked_sum, pad
+from tfseq.ops.masking import fill, masked_sum, pad
 from tfseq.ops.tracing import compiled, without_gradients
 
 Batch = dict[str, Any]
@@ -48,6 +48,7 @@ class Terms(NamedTuple):
         objective: `[B]` or its sum, maximised instead of `log_lik - kl_weight * kl` where the gradient belongs to another
             quantity.
         ratios: name of `add_ratio` -> (sum, count) over the batch, where they are known; metrics of validation.
+        kl_units: divergence of each latent dimension, `[B, T, Z]`, of models that set `latent_units`.
     """
 
     log_lik: tf.Tensor
@@ -55,6 +56,7 @@ class Terms(NamedTuple):
     mask: tf.Tensor
     objective: tf.Tensor | None = None
     ratios: Mapping[str, tuple[tf.Tensor, tf.Tensor]] = {}
+    kl_units: tf.Tensor | None = None
 
     def per_sequence(self, values: tf.Tensor) -> tf.Tensor:
         """`values`, which may be `[B, T]` or `[B]` as `log_lik`, summed over real steps: `[B]`."""
@@ -90,6 +92,36 @@ class PerStep(keras.metrics.Metric):
 
     def result(self) -> tf.Tensor:
         return tf.math.divide_no_nan(self.total.value, self.count.value)
+
+
+@keras.saving.register_keras_serializable("tfseq")
+class ActiveUnits(keras.metrics.Metric):
+    """Number of latent dimensions that are used: those with a mean KL per real step above `threshold` nats.
+
+    After Burda et al. 2016, section 5.2, with the KL in the place of the variance of the posterior mean: both are 0 where the
+    posterior of a dimension is its prior.
+    """
+
+    def __init__(self, num_units: int, threshold: float = 0.01, name: str = "active_units", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self.num_units, self.threshold = num_units, threshold
+        self.total = self.add_weight(shape=(num_units,), initializer="zeros", dtype="float64", name="total")
+        self.count = self.add_weight(shape=(), initializer="zeros", dtype="float64", name="count")
+
+    def update_state(self, total: tf.Tensor, count: tf.Tensor) -> None:
+        """Adds sums of KL `[Z]` over `count` steps, both summed over replicas."""
+        self.total.assign(self.total + tf.cast(total, self.total.dtype))
+        self.count.assign(self.count + tf.cast(count, self.count.dtype))
+
+    def kl(self) -> tf.Tensor:
+        """Mean KL of each dimension, nats per step, `[Z]` float64."""
+        return tf.math.divide_no_nan(self.total.value, self.count.value)
+
+    def result(self) -> tf.Tensor:
+        return tf.math.count_nonzero(self.kl() > self.threshold, dtype=tf.float32)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "num_units": self.num_units, "threshold": self.threshold}
 
 
 def _constant(value: Any) -> Callable[..., tf.Tensor]:
@@ -159,12 +191,12 @@ def _under_its_dtype(constructor: Callable[..., None]) -> Callable[..., None]:
     """`constructor` with its argument `dtype` as the global dtype policy while it runs."""
 
     @functools.wraps(constructor)
-    def construct(model: SequenceModel, **kwargs: Any) -> None:
+    def construct(self: SequenceModel, **kwargs: Any) -> None:  # the name by which Keras takes it from the arguments
         outer = keras.config.dtype_policy()
         try:
             if kwargs.get("dtype") is not None:
                 keras.config.set_dtype_policy(kwargs["dtype"])
-            constructor(model, **kwargs)
+            constructor(self, **kwargs)
         finally:
             keras.config.set_dtype_policy(outer)
 
@@ -202,6 +234,13 @@ class SequenceModel(keras.Model):
 
     unaligned: frozenset[str] = frozenset()
     """Entries of a batch whose axes after the first are their own: a label of the whole sequence, another sequence."""
+
+    latent_units: int = 0
+    """Z, where `terms` states the divergence of each latent dimension (`kl_units`); set before `create_weights`."""
+
+    # Kept from Keras's tracking: they begin anew with every epoch, so no file holds them.
+    unit_metrics: Sequence[ActiveUnits] = ()
+    norm_metrics: Sequence[PerStep] = ()
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Named sets of hyper-parameters, for example those of a paper."""
@@ -268,6 +307,8 @@ class SequenceModel(keras.Model):
 
     def create_weights(self) -> None:
         """Runs `terms` once on an example, so that every weight exists: an unbuilt model would be saved without weights."""
+        if self.latent_units:
+            object.__setattr__(self, "unit_metrics", (ActiveUnits(self.latent_units),))
         self.terms(self.complete(self.example_batch()), training=False)
         for layer in self._flatten_layers():
             layer.built = True
@@ -494,7 +535,13 @@ class SequenceModel(keras.Model):
     # Training ------------------------------------------------------------------------------------------------------
 
     def compile(
-        self, optimizer: Any = "rmsprop", *, method: str = "gradient", step_size: float | None = None, **kwargs: Any
+        self,
+        optimizer: Any = "rmsprop",
+        *,
+        method: str = "gradient",
+        step_size: float | None = None,
+        monitor_norms: bool = False,
+        **kwargs: Any,
     ) -> None:
         """Keras's `compile`, and the way of training.
 
@@ -504,6 +551,8 @@ class SequenceModel(keras.Model):
             step_size: of closed-form updates after every batch (`"em"`): after batch n the statistics are those before times
                 1 - r, plus r times the batch's, r = (n + 1)^-step_size with step_size in (0.5, 1] (Cappe and Moulines 2009).
                 None: one update after every pass over the data.
+            monitor_norms: log `gradient_norm` and `weight_norm`, means over the training steps of an epoch of the global norms
+                before the step: of the gradient of all replicas before it is clipped, and of the trainable weights.
             **kwargs: as of Keras.
         """
         checks.choice("method", method, self.methods)
@@ -511,12 +560,18 @@ class SequenceModel(keras.Model):
             raise ValueError(
                 f"`step_size` must lie in (0.5, 1] and is for method='em'; received {step_size} with method={method!r}."
             )
+        if monitor_norms and method != "gradient":
+            raise ValueError(f"`monitor_norms` is for method='gradient'; {method!r} has no gradient.")
         super().compile(optimizer if method == "gradient" else None, **kwargs)
         self.method, self.step_size = method, step_size
+        with self.distribute_strategy.scope():
+            norms = (PerStep("gradient_norm"), PerStep("weight_norm")) if monitor_norms else ()
+        object.__setattr__(self, "norm_metrics", norms)
 
     def get_compile_config(self) -> dict[str, Any] | None:
         config = super().get_compile_config()
-        return config and {**config, "method": self.method, "step_size": self.step_size}
+        norms = bool(self.norm_metrics)
+        return config and {**config, "method": self.method, "step_size": self.step_size, "monitor_norms": norms}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """As Keras's own, which would refuse a `compile` that is not."""
@@ -526,7 +581,8 @@ class SequenceModel(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        return [self.loss_metric, self.bound_metric, *self.parts_metrics, *self.ratio_metrics.values()]
+        parts = (*self.parts_metrics, *self.unit_metrics, *self.norm_metrics)
+        return [self.loss_metric, self.bound_metric, *parts, *self.ratio_metrics.values()]
 
     def add_ratio(self, name: str) -> None:
         """Adds a metric that is a ratio of sums over the data, such as accuracy; `terms` gives both where it does not train."""
@@ -555,6 +611,9 @@ class SequenceModel(keras.Model):
         self.bound_metric.update_state(total_kl - total_lik, steps)
         for metric, value in zip(self.parts_metrics, (-total_lik, total_kl), strict=False):
             metric.update_state(value, steps)
+        for units in self.unit_metrics:
+            total = tf.reduce_sum(fill(terms.kl_units, terms.mask), [0, 1])
+            units.update_state(sum_over_replicas(tf.stop_gradient(total)), steps)
         for name, pair in terms.ratios.items():
             self.ratio_metrics[name].update_state(*sum_over_replicas([tf.cast(a, tf.float32) for a in pair]))
         return loss, steps
@@ -567,6 +626,8 @@ class SequenceModel(keras.Model):
             loss += tf.add_n([tf.cast(a, loss.dtype) for a in self.losses]) / num_replicas() if self.losses else 0.0
             scaled = self.optimizer.scale_loss(loss)
         gradients = self.adjust(tape.gradient(scaled, self.trainable_weights))
+        if self.norm_metrics:
+            self._measure_norms(gradients)
         self.optimizer.apply(self._clip(gradients), self.trainable_weights)
         self.step.assign(self.step + 1)
         return self._training_logs()
@@ -574,6 +635,14 @@ class SequenceModel(keras.Model):
     def adjust(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         """The gradients of this replica's (scaled) loss, in the order of `trainable_weights`, as they are applied."""
         return gradients
+
+    def _measure_norms(self, gradients: list[tf.Tensor]) -> None:
+        """The global norms of a training step, before it."""
+        total = sum_over_replicas([tf.convert_to_tensor(g) for g in gradients])
+        scale = self.optimizer.scale_loss(1.0)  # of the loss scale of mixed precision
+        gradient_norm, weight_norm = self.norm_metrics
+        gradient_norm.update_state(tf.linalg.global_norm(total) / scale, 1.0)
+        weight_norm.update_state(tf.linalg.global_norm([w.value for w in self.trainable_weights]), 1.0)
 
     def _clip(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         """Clips by the norm of the gradient of all replicas; the optimiser's own clipping comes before its reduction.
@@ -590,7 +659,7 @@ class SequenceModel(keras.Model):
     def test_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The bound itself (KL weight 1 in `nats_per_step`, the metric to select by)."""
         self._loss(self.terms(self._checked(self.complete(batch)), training=False))
-        return self.get_metrics_result()
+        return {m.name: m.result() for m in self.metrics if m not in self.norm_metrics}
 
     def _checked(self, batch: Batch) -> Batch:
         """Stops at real, observed values that are not finite or out of range; streams are not seen before the graph runs."""

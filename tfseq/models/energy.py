@@ -400,7 +400,8 @@ class EnergyModel(SequenceModel):
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """A contrastive step; its `loss` is the difference of free energies of data and samples, which is no likelihood."""
         with kernels():
-            return {"loss": super().train_step(batch)["loss"]}
+            logs = super().train_step(batch)
+        return {name: logs[name] for name in ("loss", "gradient_norm", "weight_norm") if name in logs}
 
     def test_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """Nats per step under the last `log_z`; the squared error of reconstructions where there is no likelihood."""

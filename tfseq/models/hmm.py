@@ -23,7 +23,8 @@ import tensorflow_probability as tfp
 from tfseq import checks
 from tfseq.layers.emissions import EMISSIONS, Covariance, Emission
 from tfseq.layers.tables import ProbabilityTable, stationary
-from tfseq.models.base import FROM_DATA, Batch, Endpoint, SequenceModel, Terms, counts, graph, sum_over_replicas
+from tfseq.models.base import FROM_DATA, Batch, Endpoint, Terms, counts, graph
+from tfseq.models.closed_form import ClosedFormModel
 from tfseq.ops import chains, random
 from tfseq.ops.masking import fill, lengths_to_mask, mask_to_lengths
 from tfseq.ops.scan import loop
@@ -84,7 +85,7 @@ class _Parameters:
 
 
 @keras.saving.register_keras_serializable("tfseq")
-class HiddenMarkovModel(SequenceModel):
+class HiddenMarkovModel(ClosedFormModel):
     """Hidden Markov model with exact inference, trained by gradient, EM, MAP or variational Bayes through `fit`.
 
     >>> import keras, numpy as np, tfseq
@@ -218,24 +219,15 @@ class HiddenMarkovModel(SequenceModel):
         if num_starts > 1 and "em" not in self.methods:
             raise ValueError(f"`num_starts` must be 1 where there is no EM ({_NO_CLOSED_FORM}); received {num_starts}.")
         if "em" in self.methods:
-            # of the steps since the last update, and those that the posterior of variational Bayes rests on
-            self.statistics, self.learned = (
-                [
-                    self.add_weight(
-                        shape=shape, dtype="float64", initializer="zeros", trainable=False, autocast=False, name=f"{name}_{i}"
-                    )
-                    for i, shape in enumerate(made.statistics_shapes())
-                ]
-                for name in ("statistics", "learned")
-            )
+            shapes = made.statistics_shapes()
+            self.create_statistics(shapes)
+            self.learned = [  # those that the posterior of variational Bayes rests on
+                self.add_weight(
+                    shape=shape, dtype="float64", initializer="zeros", trainable=False, autocast=False, name=f"learned_{i}"
+                )
+                for i, shape in enumerate(shapes)
+            ]
             self._learn_from(_TYPICAL)
-            self.statistics_count = self.add_weight(
-                shape=(), dtype="float64", initializer="zeros", trainable=False, autocast=False, name="count"
-            )
-            self.pass_is_done = self.add_weight(
-                shape=(), dtype="int32", initializer="zeros", trainable=False, name="pass_is_done"
-            )
-            self.num_updates = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False, name="updates")
         self.create_weights()
 
     def _learn_from(self, num: float) -> None:
@@ -399,7 +391,7 @@ class HiddenMarkovModel(SequenceModel):
         before = getattr(self, "method", None)
         super().compile(optimizer, method=method, **kwargs)
         if "em" in self.methods:
-            self._forget()
+            self.forget()
             self.num_updates.assign(0)
             if method == "vb" and before == "gradient":
                 self._learn_from(_TYPICAL)
@@ -537,7 +529,7 @@ class HiddenMarkovModel(SequenceModel):
         statistics = [first, pairs, *made.emission.statistics(*inputs, probs, natural)]
         return log_prob, [tf.cast(a, tf.float64) for a in statistics]
 
-    def _penalty(self) -> tf.Tensor:
+    def penalty(self) -> tf.Tensor:
         """What the objective of MAP or variational Bayes takes from the log-likelihood, nats, once for all data."""
         if self.method == "map":
             parts = self._all.parts[1:] if self.is_stationary else self._all.parts
@@ -550,43 +542,16 @@ class HiddenMarkovModel(SequenceModel):
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """A gradient step, or the E step of a batch (and with a `step_size` its M step)."""
         with compiled(bool(self.jit_compile)):
-            return super().train_step(batch) if self.method == "gradient" else self._closed_form_step(batch)
+            return super().train_step(batch)
 
-    def _closed_form_step(self, batch: Batch) -> dict[str, tf.Tensor]:
-        batch = self._checked(self.complete(batch, self.step.value))
-        learned = [a.value for a in self.learned] if self.method == "vb" else None
-        log_prob, statistics = self._expectation(batch, self._all, learned)
-        log_lik = tf.reduce_sum(tf.cast(log_prob, tf.float64))
-        steps = tf.math.count_nonzero(batch["mask"], dtype=tf.float64)
-        log_lik, steps, *statistics = sum_over_replicas([log_lik, steps, *statistics])
-        # the prior counts once in a pass over the data, in its first batch
-        penalty = tf.where(self.statistics_count.value == 0.0, self._penalty(), tf.constant(0.0, tf.float64))
-        self.loss_metric.update_state(penalty - log_lik, steps)
-        # with the prior's part a bound on the evidence; without it nothing
-        self.bound_metric.update_state(penalty - log_lik if self.method == "vb" else -log_lik, steps)
-        if self.step_size is None:
-            for total, new in zip(self.statistics, statistics, strict=True):
-                total.assign(total + new)
-            self.statistics_count.assign(self.statistics_count + steps)
-        else:
-            rate = tf.cast(self.num_updates + 1, tf.float64) ** -self.step_size
-            for total, new in zip(self.statistics, statistics, strict=True):
-                per_step = tf.math.divide_no_nan(new, steps)
-                total.assign((1.0 - rate) * total + rate * per_step)
-            self.num_updates.assign(self.num_updates + 1)
-            self._all.maximise([a.value for a in self.statistics])
-        self.step.assign(self.step + 1)
-        return self.get_metrics_result()
+    def expectation(self, batch: Batch) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        return self._expectation(batch, self._all, [a.value for a in self.learned] if self.method == "vb" else None)
 
-    def update(self) -> None:
-        """M step of the statistics of a whole pass over the data, if there are any; they begin anew."""
-        if int(self.pass_is_done.numpy()) and float(self.statistics_count.numpy()) > 0.0:
-            self._update(self.method)
-        self._forget()  # of a pass that was interrupted
+    def maximise(self, statistics: Sequence[tf.Tensor]) -> None:
+        self._all.maximise(statistics)
 
-    def _forget(self) -> None:
-        for total in (*self.statistics, self.statistics_count, self.pass_is_done):
-            total.assign(tf.zeros_like(total))
+    def end_pass(self) -> None:
+        self._update(self.method)
 
     @tf.function(autograph=False)
     def _update(self, method: str) -> None:
@@ -623,17 +588,6 @@ class HiddenMarkovModel(SequenceModel):
         )
         new = tf.reshape(found.position, start.shape)
         table.logits.assign(tf.cast(tf.where(loss(new) <= loss(old), new, old), table.logits.dtype))
-
-    def fit(self, x: Any = None, y: Any = None, *, callbacks: Any = None, **kwargs: Any) -> keras.callbacks.History:
-        """Keras's `fit`; y `[B, T]` are known states, -1 where unknown. EM, MAP and VB update after every epoch.
-
-        The statistics of an epoch belong to its parameters, and so do its metrics, its validation and its checkpoint: the
-        update comes when the next epoch begins, or training ends.
-        """
-        if self.compiled and self.method != "gradient":
-            given = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks else []
-            callbacks = [_Update(), *given]
-        return super().fit(x, y, callbacks=callbacks, **kwargs)
 
     # Starting ------------------------------------------------------------------------------------------------------
 
@@ -1251,16 +1205,3 @@ class HiddenMarkovModel(SequenceModel):
         if self.num_lags:  # what is left out, or still to come, stands in the means of later steps
             del found["leave_one_out"], found["forecast"]
         return found
-
-
-class _Update(keras.callbacks.Callback):
-    """The M step of an epoch, before the next begins and after the last."""
-
-    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        self.model.update()
-
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        self.model.pass_is_done.assign(1)
-
-    def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
-        self.model.update()

@@ -42,7 +42,7 @@ def in_chunks(
 
     def body(first: tf.Tensor, total: tf.Tensor, log_total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         numbers = first + tf.range(chunk)
-        weights, counts = log_weights(numbers), (numbers < num_samples)[:, None]
+        weights, counts = tf.ensure_shape(log_weights(numbers), [None, *like.shape]), (numbers < num_samples)[:, None]
         log_sum = tf.reduce_logsumexp(tf.where(counts, weights, -math.inf), 0)
         return (
             first + chunk,
