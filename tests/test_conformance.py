@@ -401,7 +401,7 @@ def assert_close(got: Any, wanted: Any, message: str = "") -> None:
 
 
 def test_the_saved_model_answers_in_a_process_without_tfseq(trained: SequenceModel, tmp_path: Path) -> None:
-    folder = tfseq.export(trained, tmp_path / "served", num_samples=2, num_particles=8)
+    folder = tfseq.export(trained, tmp_path / "served", num_samples=2, num_particles=8, verify="reload")
     function, specs = trained.endpoints(2, 8)["serving_default"]
     data = examples(trained)
     given = {
@@ -468,7 +468,7 @@ def test_an_export_never_touches_an_older_version_and_leaves_nothing_half_writte
 
     monkeypatch.setattr(saved_model, "_compare", full)  # the graph is written by then
     with pytest.raises(OSError, match="No space left on device"):
-        tfseq.export(trained, tmp_path / "served", num_samples=1, num_particles=4)
+        tfseq.export(trained, tmp_path / "served", num_samples=1, num_particles=4, verify="reload")
     assert [p.name for p in (tmp_path / "served").iterdir()] == ["1"]
     assert (tmp_path / "served" / "1" / "mine").read_text() == "x"
     (tmp_path / "file").write_text("x")

@@ -125,7 +125,7 @@ def test_a_served_classifier_answers_as_the_network(model: DeepBeliefNetwork, tm
     import tensorflow as tf
 
     network = model.to_classifier(3)
-    folder = tfseq.export(network, tmp_path / "classifier")
+    folder = tfseq.export(network, tmp_path / "classifier", verify="reload")
     v = states(3).astype(np.float32)
     served = tf.saved_model.load(str(folder)).signatures["classify"](v=tf.constant(v))
     np.testing.assert_allclose(served["probs"], network(v), rtol=1e-5)

@@ -6,23 +6,35 @@ import contextlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from tfseq import checks
-from tfseq.models.base import SequenceModel
+from tfseq.data.batching import Sequences
+from tfseq.exporting import documents, warmup
+from tfseq.exporting.examples import SHORT, Examples, example_inputs
+from tfseq.exporting.servable import check_servable
+from tfseq.models.base import Endpoint, SequenceModel
 from tfseq.training import versions
+
+__all__ = ["example_inputs", "export"]
 
 # The reloaded graph runs the same kernels on the same numbers; constant folding may round differently. What a signature
 # answers may be the difference of larger numbers (log-weights that of log-likelihoods), so the rounding is that of its largest.
 _TOLERANCE = 1e-5
+
+_TEMPORARY = re.compile(r"\.\d+-[0-9a-f]{8}")
 
 
 def export(
@@ -32,29 +44,48 @@ def export(
     version: int | None = None,
     num_samples: int = 16,
     num_particles: int = 256,
+    examples: Sequences | None = None,
+    verify: Literal["process", "reload"] = "process",
+    litert: bool = False,
+    litert_signatures: list[str] | None = None,
+    litert_batch: int = 1,
+    litert_length: int = 64,
+    litert_weights: Literal["float32", "float16", "int8"] = "float32",
     card: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes `folder/<version>/` with one signature for each of `model.endpoints()`, and `card.json` beside the graph.
+    """Writes `folder/<version>/`: a graph with one signature for each of `model.endpoints()`, and what a server needs beside it.
+
+    That is: warm-up requests of every signature and length, `batching_params.pbtxt`, a README with the signatures and a line
+    for the shell for each, `requests/`, `card.json`; and `models.config` in the folder above, for all models there.
 
     Args:
         model: the model to serve.
-        folder: base folder of this model, as TF Serving's `model_base_path`.
+        folder: base folder of this model, as TF Serving's `model_base_path`; its name is that of the served model.
         version: a whole number that is not there yet; one more than the highest by default.
         num_samples, num_particles: fixed in the graph.
+        examples: sequences of the model's data, to compare and to warm up with; made-up ones without.
+        verify: answers are compared from a new process that cannot import tfseq (`"process"`), or from this one (`"reload"`).
+        litert: also converts signatures for devices, into `litert/`; see `tfseq.exporting.litert.convert`.
+        litert_signatures: those to convert, an error where one cannot be; by default all that can.
+        litert_batch, litert_length: rows and steps, which are fixed on devices.
+        litert_weights: smaller weights answer less exactly.
         card: what is known of the training, for example the run's `card.json`.
 
     Returns:
         the path of the new version folder.
 
     Raises:
-        ValueError: the version exists, or a reloaded signature answers otherwise than the model.
+        ValueError: the version exists, TF Serving could not run a signature, or a reloaded one answers otherwise than the model.
         OSError: the folder cannot be written. Nothing is left behind, and what was there stays.
 
     >>> import tfseq
-    >>> path = tfseq.export(tfseq.DeepMarkovModel.tiny(), "saved_models/tiny")
+    >>> path = tfseq.export(tfseq.DeepMarkovModel.tiny(), "saved_models/tiny", verify="reload")
     """
-    checks.at_least(1, num_samples=num_samples, num_particles=num_particles)
-    folder = Path(folder)
+    checks.at_least(
+        1, num_samples=num_samples, num_particles=num_particles, litert_batch=litert_batch, litert_length=litert_length
+    )
+    checks.choice("verify", verify, ("process", "reload"))
+    folder = Path(folder).absolute()
     existing = [int(p.name) for p in folder.glob("*") if p.name.isdecimal()] if folder.is_dir() else []
     version = 1 + max(existing, default=0) if version is None else version
     checks.at_least(0, version=version)
@@ -62,32 +93,57 @@ def export(
         raise ValueError(
             f"`version` must be new: {folder / str(version)} exists and is not overwritten. Leave it out for {1 + max(existing)}."
         )
-    endpoints = {
-        name: (_positional(function, specs), specs)
-        for name, (function, specs) in model.endpoints(num_samples, num_particles).items()
-    }
+    endpoints = model.endpoints(num_samples, num_particles)
     with _appearing(folder / str(version)) as temporary:
-        archive = keras.export.ExportArchive()
-        archive.track(model)
-        for name, (function, specs) in endpoints.items():
-            archive.add_endpoint(name, function, input_signature=specs)
-        archive.write_out(str(temporary), verbose=False)
-        signatures = _compare(temporary, endpoints)
+        graphs = trace(endpoints)
+        tf.saved_model.save(_holder(model, graphs), str(temporary), signatures=graphs)
+        signatures = check_servable(temporary)
+        verified = _compare(temporary, endpoints, graphs, model, examples, folder.name, verify == "process")
         about = {"signatures": signatures, "num_samples": num_samples, "num_particles": num_particles, "versions": versions()}
-        about |= {"class": type(model).__name__, "trained": dict(card or {})}
+        about |= {
+            "class": type(model).__name__,
+            "portable": documents.PORTABLE,
+            "verified": verified,
+            "trained": dict(card or {}),
+        }
+        if litert:
+            from tfseq.exporting.litert import convert
+
+            about["litert"] = convert(
+                model,
+                temporary / "litert",
+                endpoints,
+                signatures=litert_signatures,
+                batch=litert_batch,
+                length=litert_length,
+                weights=litert_weights,
+                examples=examples,
+            )
+        (temporary / "batching_params.pbtxt").write_text(documents.BATCHING)
         (temporary / "card.json").write_text(json.dumps(about, indent=1) + "\n")
+        (temporary / "README.md").write_text(documents.readme(folder.name, version, about))
+        _flush(temporary)
+    try:
+        documents.write_models_config(folder.parent)
+    except OSError as error:  # the version is whole, and served where it is named otherwise
+        warnings.warn(f"{folder / str(version)} was written, but models.config was not: {error}.", stacklevel=2)
     return folder / str(version)
 
 
 @contextlib.contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that becomes `path` when the block ends without an error, and vanishes otherwise."""
+    """A temporary folder beside `path` that becomes `path` when the block ends without an error, and vanishes otherwise.
+
+    What killed processes left behind is removed first.
+    """
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")  # TF Serving looks at whole numbers only
     made = [p for p in (path.parent, *path.parent.parents) if not p.exists()]
     try:
         temporary.mkdir(parents=True)
-        yield temporary
-        os.rename(temporary, path)
+        with _locked(temporary):
+            _remove_left_behind(path.parent)
+            yield temporary
+            os.rename(temporary, path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         for parent in made:
@@ -101,58 +157,149 @@ def _appearing(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def _positional(function: Callable[..., dict[str, tf.Tensor]], specs: list[tf.TensorSpec]) -> Callable[..., dict[str, tf.Tensor]]:
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Holds the lock of a folder, which ends with the process; yields whether it could be had (True where there are no locks)."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield True
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except OSError:  # somebody's, or a file system without locks
+            free = False
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Removes temporary folders of exports that were killed: those that nobody locks."""
+    if sys.platform == "win32":
+        return
+    for old in folder.iterdir():
+        if _TEMPORARY.fullmatch(old.name) and old.is_dir():
+            with contextlib.suppress(OSError), _locked(old) as free:
+                if free:
+                    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Everything in a folder on the disk: some file systems say only now that it is full."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def trace(endpoints: Mapping[str, Endpoint]) -> dict[str, Any]:
+    """The graph of each signature; signatures of one function share it."""
+    made: dict[Callable, Any] = {}
+    for function, specs in endpoints.values():
+        if function not in made:
+            traced = tf.function(positional(function, specs), input_signature=specs, autograph=False)
+            made[function] = traced.get_concrete_function()
+    return {name: made[function] for name, (function, _) in endpoints.items()}
+
+
+def _holder(model: SequenceModel, graphs: Mapping[str, Any]) -> tf.Module:
+    """What a SavedModel of signatures alone must keep: the weights and the tables that they read.
+
+    `keras.export.ExportArchive` would write every graph twice, as a signature and as a function.
+    """
+    holder = tf.Module()
+    holder.weights = list({id(v): v for graph in graphs.values() for v in graph.variables}.values())
+    layers = model._flatten_layers(include_self=True)
+    holder.tables = [v for layer in layers for v in vars(layer).values() if isinstance(v, tf.lookup.StaticHashTable)]
+    return holder
+
+
+def positional(function: Callable[..., dict[str, tf.Tensor]], specs: list[tf.TensorSpec]) -> Callable[..., dict[str, tf.Tensor]]:
     """A function of arguments in the order of `specs`, for one that takes them by name."""
     return lambda *values: function(**{spec.name: value for spec, value in zip(specs, values, strict=True)})
 
 
-def example_inputs(specs: list[tf.TensorSpec], seed: int = 0) -> list[tf.Tensor]:
-    """Small inputs that every served signature accepts: three rows of 5, 3 and no steps."""
-    rng = np.random.default_rng(seed)
-    inputs = []
-    for spec in specs:
-        shape = [size or (3 if axis == 0 else 5) for axis, size in enumerate(spec.shape)]
-        if spec.dtype == tf.string:
-            value: Any = [b"on, off", b"", b"\xff caf\xc3\xa9 \xe6\x97\xa5\xe6\x9c\xac"]  # a text, none, and one in broken UTF-8
-        elif spec.name in ("lengths", "num_steps", "max_tokens"):
-            value = [5, 3, 0]
-        elif spec.name == "step":
-            value = [0, 1, 2]
-        elif spec.name == "log_weights":
-            value = np.full(shape, -np.log(shape[1]))
-        elif spec.name in ("particles", "u", "future_u"):
-            value = rng.normal(size=shape)
-        else:  # 0 and 1 are in the range of every family
-            value = rng.integers(2, size=shape)
-        inputs.append(tf.constant(value, spec.dtype))
-    return inputs
+def _compare(
+    folder: Path,
+    endpoints: Mapping[str, Endpoint],
+    graphs: Mapping[str, Callable[..., dict[str, tf.Tensor]]],
+    model: SequenceModel,
+    data: Sequences | None,
+    name: str,
+    process: bool,
+) -> dict[str, Any]:
+    """Writes the warm-up requests and `requests/`, and compares what the folder answers with what the model does.
+
+    The model answers by the graphs of its endpoints, and to the first request of each signature, a batch, also without one.
+    """
+    start = endpoints.get("init_state")
+    maker = Examples(model, data, None if start is None else start[0])
+    inputs, shown = [], {}
+    for signature, (_, specs) in endpoints.items():
+        for lengths in maker.lengths(specs):
+            inputs.append((signature, maker.inputs(specs, lengths)))
+            if len(lengths) == 1 and lengths[0] <= SHORT:
+                shown[signature] = inputs[-1][1]
+    if len(inputs) > warmup.MOST_REQUESTS:
+        raise ValueError(f"TF Serving takes {warmup.MOST_REQUESTS} warm-up requests; {len(inputs)} would be made.")
+    warmup.write_records(folder / warmup.FILE, (warmup.request(name, signature, given) for signature, given in inputs))
+    documents.write_requests(folder, shown)
+    (found,) = answers_of([folder], process)
+    if len(found) != len(inputs):
+        raise OSError(f"{len(found)} of {len(inputs)} warm-up requests were answered: the file is incomplete")
+    compared: set[str] = set()
+    for (signature, values), got in zip(inputs, found, strict=True):
+        given = {key: tf.constant(value) for key, value in values.items()}
+        _check_same(signature, got, graphs[signature](*given.values()))
+        if signature not in compared:
+            _check_same(signature, got, endpoints[signature][0](**given))
+            compared.add(signature)
+    source = (
+        "made-up sequences"
+        if data is None
+        else f"sequences of {data.name or 'the data'}{f' ({data.split})' if data.split else ''}"
+    )
+    about = {"requests": len(inputs), "examples": source, "longest": maker.longest}
+    return {"process": process, **about, "tolerance": _TOLERANCE}
 
 
-def _compare(folder: Path, endpoints: Mapping[str, tuple[Callable, list[tf.TensorSpec]]]) -> dict[str, Any]:
-    """Runs every signature of the reloaded folder beside the model's function; describes inputs and outputs."""
-    reloaded = tf.saved_model.load(str(folder))
-    described = {}
-    for name, (function, specs) in endpoints.items():
-        inputs = example_inputs(specs)
-        wanted = function(*inputs)
-        signature = reloaded.signatures[name]
-        got = signature(**{spec.name: value for spec, value in zip(specs, inputs, strict=True)})
-        if set(got) != set(wanted):
-            raise ValueError(f"The reloaded signature {name!r} has the outputs {sorted(got)}, the model {sorted(wanted)}.")
-        gaps, scale = _gaps(got, wanted)
-        if key := next((key for key, gap in gaps.items() if not gap <= _TOLERANCE * scale), None):
-            raise ValueError(
-                f"The reloaded signature {name!r} differs from the model: output {key!r} by up to {gaps[key]:.3g} "
-                f"(values up to {scale:.3g}). Nothing was exported."
-            )
-        described[name] = {
-            "inputs": {spec.name: f"{spec.dtype.name} {_axes(spec.shape)}" for spec in specs},
-            "outputs": {k: f"{s.dtype.name} {_axes(s.shape)}" for k, s in signature.structured_outputs.items()},
-        }
-    return described
+def answers_of(folders: Sequence[Path], process: bool = True) -> list[list[dict[str, Any]]]:
+    """What version folders answer to their warm-up requests, in one new process without tfseq, without GPU, or in this one."""
+    if not process:
+        return [list(warmup.answers(folder)) for folder in folders]
+    with tempfile.TemporaryDirectory() as kept:
+        files = [Path(kept, str(i)) for i in range(len(folders))]
+        pairs = [str(path) for pair in zip(folders, files, strict=True) for path in pair]
+        # -P: the folder of the script, which is a part of tfseq, is no place to import from
+        done = subprocess.run(
+            [sys.executable, "-P", warmup.__file__, *pairs],
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise ValueError(f"A process without tfseq cannot answer from the SavedModel: {lines[-1]}")
+        return [[warmup.parse_response(record) for record in warmup.read_records(file)] for file in files]
 
 
-def _gaps(got: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[dict[str, float], float]:
+def _check_same(signature: str, got: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises ValueError where a reloaded signature answers otherwise than the model."""
+    if set(got) != set(wanted):
+        raise ValueError(f"The reloaded signature {signature!r} has the outputs {sorted(got)}, the model {sorted(wanted)}.")
+    gaps, scale = differences(got, wanted)
+    if key := next((key for key, gap in gaps.items() if not gap <= _TOLERANCE * scale), None):
+        raise ValueError(
+            f"The reloaded signature {signature!r} differs from the model: output {key!r} by up to {gaps[key]:.3g} "
+            f"(values up to {scale:.3g}). Nothing was exported."
+        )
+
+
+def differences(got: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[dict[str, float], float]:
     """(largest difference of each output, infinite where shapes or values that are not finite differ; 1 or the largest value)."""
     gaps, scale = {}, 1.0
     for key, value in wanted.items():
@@ -166,7 +313,3 @@ def _gaps(got: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[dict[str, 
         gaps[key] = float(np.abs(np.subtract(a, b, where=finite, out=np.zeros_like(a))).max(initial=0.0)) if same else math.inf
         scale = max(scale, float(np.abs(b[finite]).max(initial=0.0)))
     return gaps, scale
-
-
-def _axes(shape: tf.TensorShape) -> str:
-    return "[" + ", ".join("any" if n is None else str(n) for n in shape) + "]"

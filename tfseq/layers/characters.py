@@ -15,6 +15,7 @@ from tfseq.layers.embedding import rows_of
 from tfseq.layers.recurrent import Recurrent
 from tfseq.layers.text import check_distinct, static_table, vocabulary_of
 from tfseq.ops.masking import fill
+from tfseq.ops.tracing import is_single
 
 Kind = Literal["cnn", "lstm"]
 
@@ -92,6 +93,10 @@ class Characters(keras.layers.Layer):
         """Characters `[..., W]` -> features `[..., units]`."""
         ids = tf.cast(ids, tf.int32)
         leading = tf.shape(ids)[:-1]
+        if is_single():  # LiteRT finds no equal rows, and has no segments
+            words = tf.reshape(ids, [-1, tf.shape(ids)[-1]])
+            features = self._convolve_all(words) if self.kind == "cnn" else self._recur(words)
+            return tf.ensure_shape(tf.reshape(features, tf.concat([leading, [self.units]], 0)), [*ids.shape[:-1], self.units])
         # words repeat in a batch, as padding does: each is computed once
         with tf.device("CPU"):  # where rows, and not only numbers, can be compared
             words, index = tf.raw_ops.UniqueV2(x=tf.reshape(ids, [-1, tf.shape(ids)[-1]]), axis=[0])
@@ -109,6 +114,13 @@ class Characters(keras.layers.Layer):
         at = [tf.gather(products[k], tf.gather_nd(padded, tf.stack([row, place + k], 1))) for k in range(self.width)]
         largest = tf.math.segment_max(tf.add_n(at), row)  # ends at the last word that is not empty
         largest = tf.pad(largest, [[0, tf.shape(ids)[0] - tf.shape(largest)[0]], [0, 0]])
+        return fill(largest + tf.cast(self.bias, largest.dtype), tf.reduce_any(ids > 0, 1))
+
+    def _convolve_all(self, ids: tf.Tensor) -> tf.Tensor:
+        """The same at all positions, those that are not real left out of the maximum."""
+        x = fill(tf.gather(tf.cast(self.embedding, self.compute_dtype), ids), ids > 0)
+        found = tf.nn.conv1d(x, tf.cast(self.kernel, self.compute_dtype), 1, "SAME")
+        largest = tf.reduce_max(tf.where((ids > 0)[..., None], found, found.dtype.min), 1)
         return fill(largest + tf.cast(self.bias, largest.dtype), tf.reduce_any(ids > 0, 1))
 
     def _recur(self, ids: tf.Tensor) -> tf.Tensor:

@@ -384,7 +384,8 @@ class SequenceModel(keras.Model):
             fields += ["y"] if getattr(data, "y", None) is not None else []
             data = {name: getattr(data, name) for name in fields} if fields else {"x": data}
         data = {name: value for name, value in data.items() if value is not None}
-        unknown = sorted(set(data) - set(specs) - {"mask", "row", "seed", "y"})  # labels are of no use to some models
+        of_others = {"y", "target", "target_mask"}  # labels and targets are of no use to some models
+        unknown = sorted(set(data) - set(specs) - {"mask", "row", "seed"} - of_others)
         if unknown:
             raise ValueError(f"A batch of {type(self).__name__} takes {sorted({*specs, 'mask'})}; received also {unknown}.")
         lengths = None

@@ -971,7 +971,8 @@ class HiddenMarkovModel(ClosedFormModel):
         shared = None if self.moves_with_controls else self._matrices(self.transition.log_probs())
 
         def advance(carried: tuple, inputs: tuple) -> tuple:
-            (state, earlier), (uniform, noise, t, *u) = carried, inputs
+            (state, *lags), (uniform, noise, t, *u) = carried, inputs
+            earlier = lags[0] if lags else None
             before = tf.maximum(state, 0)
             if self.moves_with_controls:
                 rows = self._controlled_rows(u[0], step + t - 1)
@@ -985,13 +986,12 @@ class HiddenMarkovModel(ClosedFormModel):
             state = random.categorical_quantile(tf.exp(row), uniform)
             context = self._context_now(earlier, u[0] if u else None)
             x = self.emission.draw(state, noise, context)
-            if self.num_lags:
-                earlier = tf.concat([x[:, None], earlier[:, :-1]], 1)
-            return (state, earlier), x
+            return (state, *(tf.concat([x[:, None], a[:, :-1]], 1) for a in lags)), x
 
         like = tf.zeros(self.emission.spec().shape, self.emission.spec().dtype)
         like = tf.zeros(tf.concat([tf.shape(state), tf.shape(like)], 0), like.dtype)
-        (states, _), x = loop(advance, (state, earlier), (uniform, noise, times, *controls), like)
+        start = (state, earlier) if self.num_lags else (state,)  # nothing is carried that has no elements: LiteRT cannot
+        (states, *_), x = loop(advance, start, (uniform, noise, times, *controls), like)
         x = tf.transpose(x, [1, 0, *range(2, x.shape.rank)])[:, :num_steps]
         return x, tf.transpose(states)[:, :num_steps]
 
@@ -1002,9 +1002,9 @@ class HiddenMarkovModel(ClosedFormModel):
         every = tf.stack([self._controlled(u[:, None], tf.constant(2), s)[:, 0] for s in range(self.num_transitions)], 1)
         return tf.gather(every, tf.clip_by_value(at, 0, self.num_transitions - 1), batch_dims=1)
 
-    def _context_now(self, earlier: tf.Tensor, u: tf.Tensor | None) -> tf.Tensor | None:
+    def _context_now(self, earlier: tf.Tensor | None, u: tf.Tensor | None) -> tf.Tensor | None:
         """The emission's context of one step, `[N, P]`: earlier `[N, L, D]`, the latest first."""
-        if self.num_lags:
+        if earlier is not None and self.num_lags:
             # as if it were a sequence that ends now
             x = tf.concat([earlier[:, ::-1], tf.zeros_like(earlier[:, :1])], 1)
             u = None if u is None else tf.repeat(u[:, None], tf.shape(x)[1], 1)

@@ -351,16 +351,29 @@ class Seq2Seq(Reader):
     # Serving -------------------------------------------------------------------------------------------------------
 
     def endpoints(self, num_samples: int = 16, num_particles: int = 256) -> dict[str, Endpoint]:
-        """`serving_default`: a beam of four, of texts (of frames where it reads them)."""
+        """`serving_default`: a beam of four, of texts (of frames where it reads them); `ids` of token ids, into token ids."""
         if self.text is None:
             specs = [tf.TensorSpec([None, None, self.feature_dim], tf.float32, "x"), tf.TensorSpec([None], tf.int32, "lengths")]
             return {"serving_default": (self._serve_frames, specs)}
-        return {"serving_default": (self._serve_text, [tf.TensorSpec([None], tf.string, "text")])}
+        of_ids = [tf.TensorSpec([None, None], tf.int32, "token_ids"), tf.TensorSpec([None], tf.int32, "lengths")]
+        return {
+            "serving_default": (self._serve_text, [tf.TensorSpec([None], tf.string, "text")]),
+            "ids": (self._serve_ids, of_ids),
+        }
+
+    def _found(self, batch: Batch) -> Generated:
+        batch = self.complete({**batch, "seed": tf.zeros([tf.shape(batch["x"])[0], 2], tf.int32)})
+        return Generated(*self._translate(batch, 4, 1.0, 0))
 
     def _answer(self, batch: Batch) -> dict[str, tf.Tensor]:
-        batch = self.complete({**batch, "seed": tf.zeros([tf.shape(batch["x"])[0], 2], tf.int32)})
-        found = Generated(*self._translate(batch, 4, 1.0, 0))
+        found = self._found(batch)
         return {"text": self.target_text.write(found.tokens), "score": found.log_prob, "length": found.lengths}
+
+    def _serve_ids(self, token_ids: tf.Tensor, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Ids of the target's vocabulary, -1 after the end of a row."""
+        mask = lengths_to_mask(lengths, tf.shape(token_ids)[1])
+        found = self._found({"x": self.known_ids(token_ids), "mask": mask})
+        return {"token_ids": found.tokens, "score": found.log_prob, "length": found.lengths}
 
     def _serve_text(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
         return self._answer({"x": text})

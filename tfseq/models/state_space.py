@@ -755,7 +755,10 @@ class StateSpaceModel(SequenceModel):
     def endpoints(self, num_samples: int = 16, num_particles: int = 256) -> dict[str, Endpoint]:
         """Served signatures; `num_samples` and `num_particles` are fixed at export."""
         x, state = self.batch_spec()["x"], self._init_state(tf.zeros([1, 2], tf.int32), num_particles)
-        several = tf.constant(num_samples)
+
+        def several() -> tf.Tensor:
+            """A constant of the graph that asks for it, so that shapes are known there: LiteRT needs them."""
+            return tf.constant(num_samples)
 
         def named(name: str, *shape: int | None, dtype: tf.DType = tf.int32) -> tf.TensorSpec:
             return tf.TensorSpec(shape, dtype, name)
@@ -770,10 +773,10 @@ class StateSpaceModel(SequenceModel):
             return self.complete({**entries, "mask": lengths_to_mask(given["lengths"], tf.shape(given["x"])[1])})
 
         def score(**given: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self.score(batch(given), several)
+            return self.score(batch(given), several())
 
         def smooth(**given: tf.Tensor) -> dict[str, tf.Tensor]:
-            mean, stddev, _ = self._posterior(batch(given), several)
+            mean, stddev, _ = self._posterior(batch(given), several())
             num_steps = tf.shape(given["x"])[1]
             return {"mean": mean[:, :num_steps], "stddev": stddev[:, :num_steps]}
 
@@ -787,7 +790,7 @@ class StateSpaceModel(SequenceModel):
 
         def forecast(**given: tf.Tensor) -> dict[str, tf.Tensor]:
             num_steps = given["num_steps"]
-            x = self._forecast(batch(given), tf.reduce_max(num_steps), several, given.get("future_u"))
+            x = self._forecast(batch(given), tf.reduce_max(num_steps), several(), given.get("future_u"))
             return {"x": until(x, num_steps, 2), "length": tf.identity(num_steps)}
 
         def sample(**given: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tfseq.ops.masking import masked_sum
+from tfseq.ops.tracing import is_single
 
 
 def elbo(log_lik: tf.Tensor, kl: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
@@ -38,6 +39,9 @@ def in_chunks(
     Returns:
         1/K sum_k log w_k, an estimate of the ELBO, and log 1/K sum_k w_k, the importance-sampled log-likelihood; `[B]` each.
     """
+    if is_single():  # LiteRT has one sequence, not many, and wants shapes that are known
+        weights = log_weights(tf.range(num_samples))
+        return tf.reduce_mean(weights, 0), iwae(weights)
     chunk = tf.minimum(chunk, num_samples)
 
     def body(first: tf.Tensor, total: tf.Tensor, log_total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

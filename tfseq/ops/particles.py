@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfseq.ops.tracing import is_single
+
 
 def effective_sample_size(log_weights: tf.Tensor) -> tf.Tensor:
     """1 / sum of squared normalised weights: log weights `[B, N]` -> `[B]`, between 1 and N."""
@@ -16,4 +18,8 @@ def systematic_ancestors(log_weights: tf.Tensor, uniform: tf.Tensor) -> tf.Tenso
     num = tf.shape(log_weights)[1]
     cumulative = tf.cumsum(tf.nn.softmax(log_weights), axis=-1)
     points = (tf.cast(tf.range(num), uniform.dtype) + uniform[:, None]) / tf.cast(num, uniform.dtype)
-    return tf.minimum(tf.searchsorted(cumulative, points, side="right"), num - 1)
+    if is_single():  # LiteRT has no search: how many lie below is counted
+        below = tf.reduce_sum(tf.cast(cumulative[:, None] <= points[..., None], tf.int32), -1)
+    else:
+        below = tf.searchsorted(cumulative, points, side="right")
+    return tf.minimum(below, num - 1)
