@@ -7,14 +7,16 @@
     python scripts/benchmark.py rbm [--threads 1] [--repeats 3] [--rounds 2] [--data-dir DIR]
     python scripts/benchmark.py recurrent [--threads 1] [--repeats N] [--rounds 2] [--workloads abc]
     python scripts/benchmark.py vrnn [--threads 1] [--repeats 15] [--rounds 2]
+    python scripts/benchmark.py serving [--threads 1] [--rounds 2] [--seconds 60] [--clients 200] [--streams 1000] [--steps 10]
 
 `dmm`: one training step of the deep Markov model in tfseq, plain PyTorch and Pyro. `hmm`: score, smoother, Viterbi and one
 iteration of EM of hidden Markov models in tfseq, hmmlearn, dynamax and pomegranate. `hmm-long`: drift, time and memory of one
 chain of a million steps. `rbm`: epochs of a restricted Boltzmann machine in tfseq, plain PyTorch and scikit-learn, annealed
 importance sampling, and the memory of a stream. `recurrent`: training and inference of taggers, training of language models and
-generation in tfseq, plain Keras and PyTorch. `vrnn`: one training step of the variational RNN in tfseq and plain PyTorch. What
-each measures stands at the head of its file in `benchmarks/`; the peers' side is in `peers/` (`pip install -e ".[bench]"`; a
-contender that is not installed is left out, and said to be). Rounds take turns, so that a slow minute of the machine hits all.
+generation in tfseq, plain Keras and PyTorch. `vrnn`: one training step of the variational RNN in tfseq and plain PyTorch.
+`serving`: `tfseq serve` under load, with and without batching, and with many streams. What each measures stands at the head of
+its file in `benchmarks/`; the peers' side is in `peers/` (`pip install -e ".[bench]"`; a contender that is not installed is left
+out, and said to be). Rounds take turns, so that a slow minute of the machine hits all.
 """
 
 from __future__ import annotations
@@ -22,9 +24,17 @@ from __future__ import annotations
 import argparse
 import json
 
-from benchmarks import dmm, hmm, hmm_long, rbm, recurrent, vrnn
+from benchmarks import dmm, hmm, hmm_long, rbm, recurrent, serving, vrnn
 
-BENCHMARKS = {"dmm": dmm, "hmm": hmm, "hmm-long": hmm_long, "rbm": rbm, "recurrent": recurrent, "vrnn": vrnn}
+BENCHMARKS = {
+    "dmm": dmm,
+    "hmm": hmm,
+    "hmm-long": hmm_long,
+    "rbm": rbm,
+    "recurrent": recurrent,
+    "serving": serving,
+    "vrnn": vrnn,
+}
 
 
 def main() -> None:
@@ -40,6 +50,11 @@ def main() -> None:
     parser.add_argument("--workloads", help="hmm: which of a, b, c and d; recurrent: of a, b and c")
     parser.add_argument("--data-dir", help="rbm: folder of MNIST's files; generated pictures without it")
     parser.add_argument("--images", type=int, help="rbm: pictures of an epoch, 60,000")
+    parser.add_argument("--seconds", type=float, help="serving: of each load, 60")
+    parser.add_argument("--clients", type=int, help="serving: at the same time, 200")
+    parser.add_argument("--streams", type=int, dest="num_streams", help="serving: at the same time, 1000")
+    parser.add_argument("--steps", type=int, help="serving: of a stream, 10")
+    parser.add_argument("--folder", help="serving: where its models are kept; a temporary one without it")
     given = {key: value for key, value in vars(parser.parse_args()).items() if value is not None}
     what, call = given.pop("what"), given.pop("call", None)
     if what == "child":

@@ -17,7 +17,7 @@ import tfseq
 from tfseq import training
 from tfseq.data.batching import Sequences
 from tfseq.models.base import Terms
-from tfseq.models.dmm import DeepMarkovModel
+from tfseq.models.vae import VariationalAutoencoder
 from tfseq.training import KernelDecayAdam, KLWarmUp, averaged_weights, make_optimizer
 
 pytestmark = [
@@ -33,9 +33,9 @@ def data() -> Sequences:
     return Sequences([(rng.random((n, 3)) < 0.4).astype(np.float32) for n in (4, 2, 3, 1)], name="toy", split="train")
 
 
-def tiny() -> DeepMarkovModel:
+def tiny() -> VariationalAutoencoder:
     keras.utils.set_random_seed(0)
-    return DeepMarkovModel.tiny()
+    return VariationalAutoencoder.tiny()
 
 
 def train(data: Sequences, validation: Sequences | None = None, **settings: Any) -> training.Run:
@@ -46,11 +46,11 @@ def validations(monkeypatch: pytest.MonkeyPatch, bounds: list[float]) -> list[li
     """Makes validation find these bounds one after the other; returns the weights that it saw."""
     left, seen = iter(bounds), []
 
-    def evaluate(model: DeepMarkovModel, *_: Any, **__: Any) -> dict[str, float]:
+    def evaluate(model: VariationalAutoencoder, *_: Any, **__: Any) -> dict[str, float]:
         seen.append(model.get_weights())
         return {"nats_per_step": next(left)}
 
-    monkeypatch.setattr(DeepMarkovModel, "evaluate", evaluate)
+    monkeypatch.setattr(VariationalAutoencoder, "evaluate", evaluate)
     return seen
 
 
@@ -129,16 +129,16 @@ def test_decay_shrinks_matrices_and_nothing_else() -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good(
     data: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit, good = DeepMarkovModel.train_step, 4  # two epochs of two steps
+    fit, good = VariationalAutoencoder.train_step, 4  # two epochs of two steps
 
-    def diverging(model: DeepMarkovModel, batch: Any) -> dict[str, Any]:
+    def diverging(model: VariationalAutoencoder, batch: Any) -> dict[str, Any]:
         logs = fit(model, batch)
         if int(model.step) > good:
             model.head.kernel.assign(model.head.kernel * math.nan)
             return {**logs, "loss": logs["loss"] * math.nan}
         return logs
 
-    monkeypatch.setattr(DeepMarkovModel, "train_step", diverging)
+    monkeypatch.setattr(VariationalAutoencoder, "train_step", diverging)
     run = train(data, data, epochs=9, out=tmp_path / "kept")
     assert "the loss became nan in epoch 3" in run.stopped
     assert len(run.history) == 2
@@ -152,16 +152,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good(
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(data: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", -1.0)  # one at every epoch
-    save, calls = DeepMarkovModel.save, []
+    save, calls = VariationalAutoencoder.save, []
 
-    def full(model: DeepMarkovModel, path: Path) -> None:
+    def full(model: VariationalAutoencoder, path: Path) -> None:
         calls.append(path)
         if len(calls) > 3:  # best, checkpoint, best; then no room
             Path(path).write_bytes(b"half")
             raise OSError(28, "No space left on device")
         save(model, path)
 
-    monkeypatch.setattr(DeepMarkovModel, "save", full)
+    monkeypatch.setattr(VariationalAutoencoder, "save", full)
     validations(monkeypatch, [3.0, 2.0, 1.0])
     with pytest.raises(OSError, match=r"last.keras could not be written \(No space left on device\); what was there before"):
         train(data, data, epochs=3, out=tmp_path)
@@ -189,7 +189,7 @@ def test_a_resumed_run_must_be_the_same_run(data: Sequences, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="`data` was"):
         train(data.take([0, 1]), data, out=tmp_path, resume=True)
     with pytest.raises(ValueError, match="`model.latent_dim` was 2, received 3"):
-        tfseq.train(DeepMarkovModel.tiny(latent_dim=3), data, data, out=tmp_path, resume=True, batch_size=2, epochs=2)
+        tfseq.train(VariationalAutoencoder.tiny(latent_dim=3), data, data, out=tmp_path, resume=True, batch_size=2, epochs=2)
     assert (tmp_path / "card.json").read_bytes() == before
     train(data, data, out=tmp_path, resume=True, max_minutes=5.0, patience=7)  # these may change
 
@@ -211,7 +211,7 @@ def test_a_checkpoint_that_does_not_say_its_run_is_an_error(
 
 
 @keras.saving.register_keras_serializable("tests")
-class WithUnits(DeepMarkovModel):
+class WithUnits(VariationalAutoencoder):
     """A model that states the divergence of each of its two latent dimensions."""
 
     def create_weights(self) -> None:

@@ -12,6 +12,7 @@ import difflib
 import inspect
 import itertools
 import json
+import logging
 import math
 import os
 import re
@@ -1425,13 +1426,67 @@ def export(arguments: list[str]) -> None:
     parser = make_parser("export")
     parser.add_argument("run", type=str, help="run folder, or .keras file")
     parser.add_argument("--out", type=str, required=True, help="base folder of the served model, saved_models/NAME")
-    add_signature(parser, export, export, skip=("card",))
+    _add_data(parser, f"data to compare and to warm up with: a data set, or {_OWN_DATA} (default: what the run was trained on)")
+    add_signature(parser, export, export, skip=("card", "examples"))
     chosen = parse(parser, arguments)
-    settings = {name: chosen[name] for name in ("version", "num_samples", "num_particles")}
-    model = _load(chosen.run)
+    settings = {name: value for name, value in vars(chosen).items() if name not in ("run", "out", "data", "data_dir")}
+    model, card = _load(chosen.run), read_card(chosen.run)
+    examples = _examples(chosen)
     with _working("Writing, reloading and comparing"):
-        path = export(model, chosen.out, card=read_card(chosen.run), **settings)
+        path = export(model, chosen.out, card=card, examples=examples, **settings)
+    if chosen.litert:
+        _print_converted(json.loads((path / "card.json").read_text())["litert"])
     print(path)
+
+
+def _examples(chosen: Namespace) -> Sequences | None:
+    """Data to compare an export with; None, with a message, where that of the run is not at hand."""
+    try:
+        name, data_dir = _data_of(chosen.run, chosen.data, chosen.data_dir)
+        return load_dataset(name, _split(name, None), data_dir=data_dir)
+    except (UsageError, ValueError, OSError, ImportError) as error:
+        if chosen.data is not None:
+            raise
+        print(f"tfseq: compared on made-up sequences, since the run's data is not at hand. {_reason(error)}", file=sys.stderr)
+        return None
+
+
+def _print_converted(found: Mapping[str, Any]) -> None:
+    """What was converted for devices, on standard error."""
+    for name, one in found["signatures"].items():
+        if "reason" in one:
+            text = f"not converted: {one['reason']}"
+        else:
+            text = f"{one['bytes'] / 1e3:.1f} kB, {one['milliseconds']:.3f} ms a call, differs by {one['difference']:.1g} at most"
+        print(f"litert {name}: {text}", file=sys.stderr)
+
+
+def serve(arguments: list[str]) -> None:
+    """`tfseq serve`."""
+    import_tensorflow()
+    try:
+        from tfseq.serve.app import DevelopmentServer, serve
+    except ImportError as error:
+        raise ImportError(
+            f"`tfseq serve` needs packages that are not installed ({error.name}): pip install 'tfseq[serve]'"
+        ) from error
+
+    parser = make_parser(
+        "serve", "For development; production is tensorflow/serving, with the same folder and the same requests."
+    )
+    parser.add_argument("folder", type=str, help="base folder of SavedModels, NAME/VERSION/saved_model.pb")
+    add_signature(parser, serve, serve, skip=("on_ready",))
+    chosen = parse(parser, arguments)
+
+    def ready(server: DevelopmentServer) -> None:
+        if not server.service.repository.models():
+            print(f"tfseq: no models in {chosen.folder} yet", file=sys.stderr)
+        host = f"[{server.host}]" if ":" in server.host else server.host
+        print(f"REST and page: http://{host}:{server.port}  gRPC: {host}:{server.grpc_port}", flush=True)
+
+    logging.basicConfig(format="tfseq: %(message)s")
+    logging.getLogger("tfseq.serve").setLevel(logging.INFO)  # which versions are loaded, and which are not
+    serve(chosen.folder, on_ready=ready, **{name: chosen[name] for name in vars(chosen) if name not in ("folder", "config")})
 
 
 class Command(NamedTuple):
@@ -1465,5 +1520,14 @@ COMMANDS = {
         "sample RUN [--num N] [--length T] [--prefix FILE | --prompt TEXT] [--out FILE] ...",
         "new sequences or texts, or continuations of given ones",
     ),
-    "export": Command(export, "export RUN --out saved_models/NAME [--version N] ...", "write a SavedModel for TF Serving"),
+    "export": Command(
+        export,
+        "export RUN --out saved_models/NAME [--version N] [--litert] ...",
+        "write a SavedModel for TF Serving, and LiteRT models for devices",
+    ),
+    "serve": Command(
+        serve,
+        "serve saved_models [--port 8501] [--grpc-port 8500] [--host ADDRESS] ...",
+        "answer REST and gRPC requests as TF Serving does, for development",
+    ),
 }
