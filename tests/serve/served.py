@@ -13,7 +13,7 @@ import http.client
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,6 +32,22 @@ model_config_list {
   }
 }
 """
+
+
+def write_endpoints(path: Path, model: Any, endpoints: Mapping[str, Any], signatures: Iterable[str]) -> None:
+    """A version folder of some of a tfseq model's endpoints, without the checks of an export."""
+    import keras
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    for name in signatures:
+        function, specs = endpoints[name]
+        archive.add_endpoint(name, _positional(function, [spec.name for spec in specs]), input_signature=specs)
+    archive.write_out(str(path), verbose=False)
+
+
+def _positional(function: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
+    return lambda *values: function(**dict(zip(names, values, strict=True)))
 
 
 class Contract(tf.Module):

@@ -28,11 +28,6 @@ SIGNATURES = {
 }
 
 
-def positional(function: Any, names: list[str]) -> Any:
-    """A function of arguments in the order of `names`."""
-    return lambda *values: function(**dict(zip(names, values, strict=True)))
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Untrained tiny models; what `tfseq.export` does beyond that is not asked for here, and takes most of the time."""
@@ -40,13 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("models")
     for name, signatures in SIGNATURES.items():
         model = tfseq.MODELS[name].tiny()
-        archive = keras.export.ExportArchive()
-        archive.track(model)
-        endpoints = model.endpoints(1, 8)
-        for signature in signatures:
-            function, specs = endpoints[signature]
-            archive.add_endpoint(signature, positional(function, [spec.name for spec in specs]), input_signature=specs)
-        archive.write_out(str(base / name / "1"), verbose=False)
+        served.write_endpoints(base / name / "1", model, model.endpoints(1, 8), signatures)
     return base
 
 

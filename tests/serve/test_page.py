@@ -18,9 +18,9 @@ import keras
 import numpy as np
 import pytest
 import served
+import tensorflow as tf
 
 import tfseq
-from tfseq.exporting.saved_model import positional
 
 MISSING = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
 MISSING += [] if importlib.util.find_spec("selenium") else ["selenium"]
@@ -37,8 +37,26 @@ MODELS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "e": ("dmm", {"head": "normal", "observation_dim": 2}, ["forecast"]),
     "f": ("rbm", {"num_visible": 64}, ["reconstruct", "gibbs"]),
 }
-PANELS = {"a": "Tag", "b": "Continue", "c": "Compose", "d": "States", "e": "Forecast", "f": "Draw"}
+PANELS = {
+    "a": ["Tag"], "b": ["Continue"], "c": ["Compose"], "d": ["States"], "e": ["Forecast"], "f": ["Draw"],
+    "h": ["Continue", "Draw"],
+}  # fmt: skip
 SAMPLES = 30
+
+
+class Other(tf.Module):
+    """Signatures of other models, in their smallest forms."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "prompt")])
+    def generate(self, prompt: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Two words for every prompt."""
+        return {"text": tf.fill(tf.shape(prompt), "two words"), "length": tf.fill(tf.shape(prompt), 2)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 16], tf.float32, "v")])
+    def classify(self, v: tf.Tensor) -> dict[str, tf.Tensor]:
+        """How much ink is in each quarter."""
+        probs = tf.nn.softmax(tf.reduce_sum(tf.reshape(v, [-1, 4, 4]), 2))
+        return {"label": tf.argmax(probs, 1), "probs": probs}
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +65,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("models")
     for folder, (name, hyperparameters, signatures) in MODELS.items():
         model = tfseq.MODELS[name].tiny(**hyperparameters)
-        endpoints = model.endpoints(SAMPLES, 4)
-        archive = keras.export.ExportArchive()
-        archive.track(model)
-        for signature in signatures:
-            function, specs = endpoints[signature]
-            archive.add_endpoint(signature, positional(function, specs), input_signature=specs)
-        archive.write_out(str(base / folder / "1"), verbose=False)
+        served.write_endpoints(base / folder / "1", model, model.endpoints(SAMPLES, 4), signatures)
+    other = Other()
+    tf.saved_model.save(other, str(base / "h" / "1"), {"generate": other.generate, "classify": other.classify})
     (base / "g" / "1").mkdir(parents=True)
     (base / "g" / "1" / "saved_model.pb").write_bytes(b"no model")
     return base
@@ -167,14 +181,11 @@ def page(folder: Path) -> Iterator[Page]:
 
 
 def test_signatures_decide_which_panels_a_model_gets(page: Page) -> None:
-    for model, title in PANELS.items():
+    for model, titles in PANELS.items():
         page.open(model)
-        assert page.js("return [...document.querySelectorAll('#tabs button')].map((e) => e.textContent)") == [
-            title,
-            "Any signature",
-        ]
-        assert page.js("return document.querySelector('#tabs [aria-selected=true]').textContent") == title
-    assert page.js("return document.getElementById('model').value") == "f"
+        shown = page.js("return [...document.querySelectorAll('#tabs button')].map((e) => [e.textContent, e.ariaSelected])")
+        assert shown == [[title, str(i == 0).lower()] for i, title in enumerate([*titles, "Any signature"])]
+        assert page.js("return document.getElementById('model').value") == model
 
 
 def test_tags_and_probabilities(page: Page) -> None:
@@ -211,6 +222,11 @@ def test_a_text_is_continued(page: Page) -> None:
     page.press("Go on from there")
     second = page.predict("b", "generate", prompt=["ab" + first], **settings)["text"][0]
     assert page.text(".text") == "ab" + first + second
+
+    page.open("h")  # tokens that are words, and no settings
+    page.fill(text="one")
+    page.press("Continue")
+    assert page.text(".text") == "one two words" and not page.all("input")
 
 
 def notes(roll: np.ndarray) -> set[tuple[int, int, int]]:
@@ -328,6 +344,18 @@ def test_a_digit_is_drawn_reconstructed_and_dreamt_on(page: Page) -> None:
     assert page.button("Dream")
 
 
+def test_a_drawing_is_classified(page: Page) -> None:
+    page.open("h", "draw")
+    page.button("Example").click()
+    page.press("Classify")
+    (drawing,) = page.all(".grid")
+    v = page.js("return [...arguments[0].querySelectorAll('.pixel')].map((e) => Number(e.getAttribute('fill-opacity')))", drawing)
+    found = page.predict("h", "classify", v=[v])
+    shown = page.js("return [...document.querySelectorAll('.bars li')].map((e) => Number(e.style.getPropertyValue('--p')))")
+    np.testing.assert_allclose(shown, found["probs"][0], atol=1e-3)  # three digits of the drawing can be read
+    assert page.text(".said") == f"Label {found['label'][0]}." and page.text(".bars .best span") == str(found["label"][0])
+
+
 def test_any_signature_takes_and_gives_json(page: Page) -> None:
     page.open("f", "signature")
     page.js("const s = document.querySelector('#panel select'); s.value = 'gibbs'; s.dispatchEvent(new Event('change'))")
@@ -384,6 +412,11 @@ def test_scripts_by_themselves(page: Page) -> None:
         [0, 0.5, 1],
         [0, 20, 40],
         [5, 5.002, 5.004],
+    ]
+    assert page.module("series.js", r"[m.parse('0 1;2\n\n 3', 0), m.parse('1e-3, -2\n.5', 1), m.parse('1\t2\n3,4\n', 2)]") == [
+        [0, 1, 2, 3],
+        [[0.001], [-2], [0.5]],
+        [[1, 2], [3, 4]],
     ]
 
 

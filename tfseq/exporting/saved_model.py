@@ -79,7 +79,7 @@ def export(
         OSError: the folder cannot be written. Nothing is left behind, and what was there stays.
 
     >>> import tfseq
-    >>> path = tfseq.export(tfseq.DeepMarkovModel.tiny(), "saved_models/tiny", verify="reload")
+    >>> path = tfseq.export(tfseq.RBM.tiny(), "saved_models/tiny", verify="reload")
     """
     checks.at_least(
         1, num_samples=num_samples, num_particles=num_particles, litert_batch=litert_batch, litert_length=litert_length
@@ -97,6 +97,7 @@ def export(
     with _appearing(folder / str(version)) as temporary:
         graphs = trace(endpoints)
         tf.saved_model.save(_holder(model, graphs), str(temporary), signatures=graphs)
+        _drop_shapes(temporary / "saved_model.pb")
         signatures = check_servable(temporary)
         verified = _compare(temporary, endpoints, graphs, model, examples, folder.name, verify == "process")
         about = {"signatures": signatures, "num_samples": num_samples, "num_particles": num_particles, "versions": versions()}
@@ -216,6 +217,19 @@ def _holder(model: SequenceModel, graphs: Mapping[str, Any]) -> tf.Module:
     layers = model._flatten_layers(include_self=True)
     holder.tables = [v for layer in layers for v in vars(layer).values() if isinstance(v, tf.lookup.StaticHashTable)]
     return holder
+
+
+def _drop_shapes(path: Path) -> None:
+    """Takes the output shapes of every operation out of a SavedModel: a quarter of its size, inferred again when it is loaded."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString(path.read_bytes())
+    for meta_graph in saved.meta_graphs:
+        graph = meta_graph.graph_def
+        for node in (*graph.node, *(n for function in graph.library.function for n in function.node_def)):
+            node.attr.pop("_output_shapes", None)
+    path.write_bytes(saved.SerializeToString(deterministic=True))
 
 
 def positional(function: Callable[..., dict[str, tf.Tensor]], specs: list[tf.TensorSpec]) -> Callable[..., dict[str, tf.Tensor]]:

@@ -27,6 +27,13 @@ from tfseq.serve.service import Service, in_thread_if_large
 
 _log = logging.getLogger(__name__)
 _PAGE = Path(__file__).parent / "page"
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "object-src 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",  # else a browser keeps the page of an older tfseq
+}
 _MODEL = r"/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?"
 _GET = re.compile(_MODEL + "(/metadata)?", re.IGNORECASE)
 _POST = re.compile(_MODEL + ":(predict|classify|regress)", re.IGNORECASE)
@@ -62,9 +69,18 @@ def make_app(service: Service) -> Starlette:
             Route("/models", models),
             Route("/metrics", metrics),
             Route("/monitoring/prometheus/metrics", metrics),  # where TF Serving has it by default
-            Mount("/", StaticFiles(directory=_PAGE, html=True)),
+            Mount("/", _Page(directory=_PAGE, html=True)),
         ]
     )
+
+
+class _Page(StaticFiles):
+    """The files of the page, which may load nothing from elsewhere."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_PAGE_HEADERS)
+        return response
 
 
 async def _answer(service: Service, request: Request) -> Response:

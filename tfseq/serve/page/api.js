@@ -17,7 +17,8 @@ async function ask(path, body) {
   const start = performance.now();
   let response, text;
   try {
-    response = await fetch(url, body === undefined ? {} : { method: "POST", body });
+    const headers = { "Content-Type": "application/json" };
+    response = await fetch(url, body === undefined ? {} : { method: "POST", headers, body });
     text = await response.text();
   } catch {
     throw new Error("The server does not answer. Is tfseq serve still running?");

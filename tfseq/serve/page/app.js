@@ -17,8 +17,16 @@ const shown = new Map(); // "model/version/panel" -> element, so that nothing ty
 let models = [];
 let asked = 0;
 
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part; // typed by hand
+  }
+}
+
 function address() {
-  const [name, panel] = location.hash.slice(1).split("/").map(decodeURIComponent);
+  const [name, panel] = location.hash.slice(1).split("/").map(decoded);
   return { name: name || models.find((m) => m.versions.length)?.name || models[0]?.name, panel };
 }
 
@@ -26,15 +34,24 @@ function goTo(name, panel = "") {
   location.hash = `${encodeURIComponent(name)}/${panel}`;
 }
 
+/** Shows something else; what was there ends its sound and its dreams. */
+function put(...content) {
+  place.firstElementChild?.dispatchEvent(new Event("leave"));
+  place.replaceChildren(...content);
+}
+
+/** Something to read instead of a panel. */
 function say(...content) {
   tabs.replaceChildren();
+  about.textContent = "";
   place.removeAttribute("aria-labelledby");
-  place.replaceChildren(...content);
+  put(...content);
 }
 
 const again = () => h("button", { type: "button", onclick: start }, "Look again");
 
 async function show() {
+  if (!models.length) return;
   const turn = ++asked;
   const { name, panel } = address();
   const listed = models.find((m) => m.name === name);
@@ -52,10 +69,7 @@ async function show() {
     showTabs(suited, chosen, name);
     const key = `${name}/${model.version}/${chosen.id}`;
     if (!shown.has(key)) shown.set(key, chosen.make(model));
-    if (place.firstElementChild !== shown.get(key)) {
-      place.firstElementChild?.dispatchEvent(new Event("leave"));
-      place.replaceChildren(shown.get(key));
-    }
+    if (place.firstElementChild !== shown.get(key)) put(shown.get(key));
   } catch (error) {
     if (turn === asked) say(h("p", { class: "problem", role: "alert" }, error.message), again());
   } finally {
@@ -111,7 +125,6 @@ async function start() {
     ...models.map((m) => h("option", { value: m.name }, m.versions.length ? m.name : `${m.name} (not served)`)),
   );
   if (models.length) return show();
-  about.textContent = "";
   return say(h("p", {}, "There is no model in the folder yet: tfseq export writes one, NAME/VERSION/saved_model.pb."), again());
 }
 

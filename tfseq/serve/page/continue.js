@@ -22,7 +22,7 @@ export default {
     async function go() {
       const given = {
         prompt: prompt.value, max_tokens: most.read(), temperature: temperature.read(), top_k: topK.read(), top_p: topP.read(),
-        seed: [0, 0], label: label.value,
+        seed: numbers.read(), label: label.value,
       };
       const { text, length } = await model.row("generate", given);
       const sizes = [[...text].length, new TextEncoder().encode(text).length]; // tokens are characters, bytes, or else words
