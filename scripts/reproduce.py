@@ -44,17 +44,17 @@ _DENSITY_JSB: dict[str, Any] = {
     "training": {
         "learning_rate": 2e-3,
         "average": 0.99,
-        "epochs": 300,
-        "augmented_epochs": 240,
+        "epochs": 1000,
+        "augmented_epochs": 800,
         "weight_decay": 0.1,
-        "validate_every": 5,
+        "validate_every": 10,
     },
     "evaluation": {},
 }
 _SPEECH: dict[str, Any] = {
     "data": "spoken-digits",
     "model": "rnn-density",
-    "training": {"batch_size": 32, "learning_rate": 1e-3, "average": 0.99, "epochs": 40},
+    "training": {"batch_size": 32, "learning_rate": 1e-3, "average": 0.99, "epochs": 200, "validate_every": 2},
     "evaluation": {"num_samples": 20},
 }
 _SPEECH_RNN: dict[str, Any] = {"units": [256], "hidden_dim": 256, "input_layers": 2, "output_layers": 2, "scaling": "global"}

@@ -88,7 +88,7 @@ class LinearGaussianModel(ClosedFormModel):
     >>> x = np.random.default_rng(0).normal(size=(2, 40, 3)).cumsum(1).astype("float32")
     >>> model = tfseq.LinearGaussianModel.from_data({"x": x}, latent_dim=2)
     >>> model.compile(method="em")
-    >>> history = model.fit(x, epochs=5, verbose=0)
+    >>> history = model.fit(x, epochs=2, verbose=0)
     >>> model.log_prob(x).shape, model.forecast(x, num_steps=4, num_samples=6).shape
     (TensorShape([2]), TensorShape([2, 6, 4, 3]))
 

@@ -102,6 +102,18 @@ def _times(matrix: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     return tf.linalg.matvec(matrix, x)
 
 
+def _each(x: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+    """x `[..., B, S, N]` times a matrix for each row, or one for all, `[..., B or 1, N, M]`: `[..., B, S, M]`.
+
+    No product here broadcasts a matrix over rows: with oneDNN, TensorFlow 2.21's own broadcasting one spoils memory.
+    """
+    if matrix.shape[-3] != 1:
+        return tf.matmul(x, matrix)
+    shape = tf.shape(x)
+    flat = tf.reshape(x, tf.concat([shape[:-3], [1, shape[-3] * shape[-2]], shape[-1:]], 0))
+    return tf.reshape(tf.matmul(flat, matrix), tf.concat([shape[:-1], tf.shape(matrix)[-1:]], 0))
+
+
 def _spread(matrix: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     """A matrix `[K, Z]` once for each place of `like` `[N, ., .]`."""
     return tf.broadcast_to(matrix, tf.concat([tf.shape(like)[:-2], tf.shape(matrix)], 0))
@@ -142,7 +154,7 @@ def _update(belief: Belief, x: tf.Tensor, emission: tf.Tensor) -> tuple[Belief, 
     quadratic form of the density.
     """
     mean, root = belief
-    seen = tf.matmul(emission, root, transpose_b=True)
+    seen = tf.linalg.matrix_transpose(_each(root, tf.linalg.matrix_transpose(emission)))
     size = root.shape[-1]
     q, r = tf.linalg.qr(tf.concat([seen, _spread(tf.eye(size, dtype=root.dtype), root)], -2))
     innovation = x - _times(emission, mean)
@@ -239,7 +251,7 @@ def smooth(p: Parameters, filtered: Belief, mask: tf.Tensor) -> Smoothed:
     def advance(later: tuple, inputs: list) -> tuple[tuple, tf.Tensor]:
         gain, covariance, mean, ahead = inputs
         cross = tf.matmul(later[1], gain, transpose_b=True)
-        mean += tf.linalg.matvec(gain, later[0] - ahead)
+        mean += _times(gain, later[0] - ahead)
         return (mean, covariance + tf.matmul(gain, cross)), cross
 
     start = (tf.zeros_like(filtered.mean[0]), tf.zeros_like(root[0]))
@@ -250,12 +262,12 @@ def smooth(p: Parameters, filtered: Belief, mask: tf.Tensor) -> Smoothed:
 def sample_paths(p: Parameters, filtered: Belief, mask: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     """Paths from p(z | x), `[T, B, S, Z]`, of what `filter` found and standard normal noise of that shape."""
     gain, root = _backward(p, filtered, mask)
-    noise = tf.matmul(noise, root) + filtered.mean[:, :, None]
+    noise = _each(noise, root) + filtered.mean[:, :, None]
     inputs = [a[::-1] for a in (gain, noise, _means_ahead(p, filtered)[:, :, None])]
 
     def advance(later: tf.Tensor, inputs: list) -> tuple[tf.Tensor, tuple]:
         gain, alone, ahead = inputs
-        return alone + tf.matmul(later - ahead, gain, transpose_b=True), ()
+        return alone + _each(later - ahead, tf.linalg.matrix_transpose(gain)), ()
 
     return loop(advance, tf.zeros_like(noise[0]), inputs)[0][::-1]
 
@@ -284,7 +296,7 @@ def moments_ahead(p: Parameters, belief: Belief, num_steps: tf.Tensor) -> tuple[
         return tuple(_predict(p, Belief(*state))), state
 
     _, (mean, root) = loop(advance, tuple(belief), tf.range(num_steps), tuple(belief))
-    covariance = square(tf.matmul(root, p.emission, transpose_b=True))
+    covariance = square(project(root, tf.transpose(p.emission)))
     return emit(p, mean), covariance + square(p.emission_root)
 
 
@@ -303,7 +315,7 @@ def complete(p: Parameters, x: tf.Tensor, keep: tf.Tensor, z: tf.Tensor, noise: 
     """x where kept, else a draw given that and z: `[T, B, S, D]`, of x `[T, B, D]`, z `[T, B, S, Z]`, noise as the result."""
     drawn = emit(p, z) + coloured(p.emission_root, noise)
     error = fill(x[:, :, None] - drawn, tf.repeat(keep[:, :, None], tf.shape(z)[2], 2))
-    drawn += tf.matmul(error, regression_of_missing(p, keep), transpose_b=True)
+    drawn += _each(error, tf.linalg.matrix_transpose(regression_of_missing(p, keep)))
     return tf.where(keep[:, :, None], x[:, :, None], drawn)
 
 
