@@ -183,10 +183,10 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_the_best_is_kept(pooling: st
 
 def test_a_graph_learns_from_texts() -> None:
     tf.config.run_functions_eagerly(False)
-    data = Sequences(["fine film", "no film", "fine", "no no"], y=["p", "n", "p", "n"])
+    data = Sequences(["fine film", "no film", "fine", "no no"] * 5, y=["p", "n", "p", "n"] * 5)
     keras.utils.set_random_seed(0)
     model = SequenceClassifier.from_data(data, embedding_dim=4, units=[4], dropout=0.0)
-    run = tfseq.train(model, data, data, epochs=20, learning_rate=0.05, progress=False)
+    run = tfseq.train(model, data, data, epochs=4, batch_size=4, learning_rate=0.05, progress=False)
     assert run.history[-1]["val_accuracy"] == 1.0
     assert run.model.decode(["no", "fine film film"])["label"].tolist() == ["n", "p"]
 

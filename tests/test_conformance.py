@@ -31,8 +31,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "augment": True, "missing": True, "control_dim": 2, "num_flows": 2, "flow_dim": 3, "guide": "ST-LR", "cell": "gru",
             "embedding_dim": 3, "dropout": 0.3, "scale": "variance", "objective": "iwae", "train_samples": 2,
         },
-        "reals": {"head": "normal", "guide": "MF-LR", "cell": "lstm", "transition": "mlp", "missing": True},
-        "symbols": {"head": "categorical", "augment": True, "missing": True, "guide": "ST-L", "learned_start": False},
+        "symbols": {
+            "head": "categorical", "augment": True, "missing": True, "guide": "MF-LR", "cell": "lstm", "transition": "mlp",
+            "learned_start": False,
+        },
     },
     "vrnn": {
         "filters": {"objective": "fivo", "train_samples": 3, "cell": "gru", "control_dim": 2, "head": "normal", "missing": True},
@@ -49,7 +51,6 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "head": "nade", "units": [4, 3], "cell": "gru", "control_dim": 2, "input_layers": 1, "output_layers": 1,
             "dropout": 0.2, "weight_drop": 0.2, "layer_norm": True,
         },
-        "machine": {"head": "rbm", "missing": False},
     },
     "hmm": {
         "full": {"emission": "normal", "covariance": "full", "sticky": 2.0, "initial": "stationary"},

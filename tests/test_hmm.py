@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import keras
@@ -15,8 +14,11 @@ import tfseq
 from tfseq.data.batching import Sequences
 from tfseq.data.series import load_earthquakes
 from tfseq.distributions import HiddenMarkovModel as Distribution
+from tfseq.exporting import litert
 from tfseq.models.hmm import HiddenMarkovModel
-from tfseq.ops.tracing import single_precision
+
+pytestmark = pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")  # of tf.data
+op_by_op = pytest.mark.usefixtures("eager")
 
 EARTHQUAKES = load_earthquakes("train")
 UMBRELLA = {"initial": [0.5, 0.5], "transition": [[0.7, 0.3], [0.3, 0.7]], "on": [0.9, 0.2]}
@@ -88,6 +90,7 @@ def model_for(name: str, rng: np.random.Generator, **more: Any) -> tuple[HiddenM
 # Published figures ---------------------------------------------------------------------------------------------------
 
 
+@op_by_op
 def test_the_umbrella_world_has_its_published_figures() -> None:
     model, x = umbrella(), np.array([[[1], [1], [0], [1], [1]]], np.float32)
     np.testing.assert_allclose(model.log_prob(x), [-3.3725020443], rtol=1e-10)
@@ -125,9 +128,8 @@ def test_em_finds_the_published_fits_of_the_earthquakes(
         EARTHQUAKES, num_states=num_states, emission="poisson", initial=initial, dtype="float64", num_starts=4
     )
     model.compile(method="em")
-    # the L-BFGS of the transitions of a stationary chain makes longer steps
-    epochs = 5 if num_states == 1 else 40 if initial == "stationary" else 250
-    history = model.fit(EARTHQUAKES, epochs=epochs, verbose=0).history["loss"]
+    # the starts side by side have come near: after twenty more, the rates change by less than 1e-3
+    history = model.fit(EARTHQUAKES, epochs=5 if num_states == 1 else 20, verbose=0).history["loss"]
     assert np.diff(history).max(initial=0.0) * 107 < 1e-8
     found = model.information_criteria(EARTHQUAKES)
     np.testing.assert_allclose(found["log_prob"], log_prob, atol=5e-4)
@@ -149,6 +151,7 @@ def test_the_gradient_finds_them_too() -> None:
 # TFP as oracle -------------------------------------------------------------------------------------------------------
 
 
+@op_by_op
 @pytest.mark.parametrize("name", ["bernoulli", "categorical", "poisson", "full", "diag", "mixture", "student-t", "varying"])
 def test_the_distribution_and_tfps_give_the_models_answers(name: str, rng: np.random.Generator) -> None:
     model, data = model_for(name, rng)
@@ -212,8 +215,14 @@ def test_a_sequence_of_another_length_than_num_steps_is_a_clear_error() -> None:
 # Training ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["em", "map", "vb"])
-@pytest.mark.parametrize("name", FAMILIES)
+# M steps with a prior are tests of each family (`test_emissions.py`); here MAP is that of every kind of chain
+PENALISED = ("full", "mixture", "left-right", "tied-rows", "fixed", "varying", "stationary")
+
+
+@op_by_op
+@pytest.mark.parametrize(("name", "method"), [
+    (name, method) for name in FAMILIES for method in ("em", "map", "vb") if method != "map" or name in PENALISED
+])  # fmt: skip
 def test_the_objective_never_falls(name: str, method: str, rng: np.random.Generator) -> None:
     prior = {} if method == "em" else {"transition_concentration": 1.5, "initial_concentration": 2.0, "sticky": 0.5}
     model, data = model_for(name, rng, **prior)
@@ -221,13 +230,14 @@ def test_the_objective_never_falls(name: str, method: str, rng: np.random.Genera
         pytest.skip(f"{name} has no closed form for {method}")
     model.compile(method=method)
     batch = tf.data.Dataset.from_tensors(model.as_batch(data)).repeat()
-    history = np.array(model.fit(batch, steps_per_epoch=1, epochs=25, verbose=0).history["loss"])
+    history = np.array(model.fit(batch, steps_per_epoch=1, epochs=12, verbose=0).history["loss"])
     steps = int(data.lengths.sum())
     assert np.isfinite(history).all()
     assert np.diff(history).max() * steps < 1e-8  # nats
     assert history[-1] < history[0]
 
 
+@op_by_op
 @pytest.mark.parametrize("method", ["gradient", "em", "map", "vb"])
 def test_batches_padding_and_order_do_not_change_what_is_learned(method: str, rng: np.random.Generator) -> None:
     weights = []
@@ -252,12 +262,13 @@ def test_batches_padding_and_order_do_not_change_what_is_learned(method: str, rn
             np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-9)
 
 
+@op_by_op
 def test_stochastic_em_comes_near_to_em(rng: np.random.Generator) -> None:
     likelihoods = []
     for step_size in (None, 0.6):
         model, data = model_for("poisson", np.random.default_rng(1))
         model.compile(method="em", step_size=step_size)
-        model.fit(data, epochs=30, batch_size=2, verbose=0, shuffle=True)
+        model.fit(data, epochs=10, batch_size=2, verbose=0, shuffle=True)
         likelihoods.append(float(tf.reduce_sum(model.log_prob(data))))
     assert likelihoods[1] > likelihoods[0] - 0.05 * abs(likelihoods[0])
 
@@ -266,34 +277,26 @@ def test_map_ends_where_the_penalised_likelihood_is_flat(rng: np.random.Generato
     model, data = model_for("bernoulli", rng, transition_concentration=3.0, initial_concentration=2.0, emission_prior=(2.0, 3.0))
     model.compile(method="map")
     batch = model.complete(model.as_batch(data))
-    model.fit(data, epochs=300, batch_size=5, verbose=0)
+    model.fit(data, epochs=100, batch_size=5, verbose=0)
 
-    def objective(shift: float, weights: Any, place: tuple) -> float:
-        kept = weights.numpy()
-        moved = kept.copy()
-        moved[place] += shift
-        weights.assign(moved)
-        value = float(tf.reduce_sum(model.terms(batch).log_lik) - model._penalty())
-        weights.assign(kept)
-        return value
+    def objective() -> float:
+        return float(tf.reduce_sum(model.terms(batch).log_lik) - model.penalty())
 
+    best = objective()
     # the mode of a density of probabilities: along it the density of logits is not flat, but that of probabilities is
     for table in (model.transition, model.emission.table):
-        probs = np.exp(table.log_probs().numpy())
+        kept, probs = table.logits.numpy(), np.exp(table.log_probs().numpy())
+        others = probs.shape[1] - 1
         for row in range(len(probs)):
-            shifts = {
-                s: np.log(probs[row] + s * np.array([1.0] + [-1.0 / (len(probs[row]) - 1)] * (len(probs[row]) - 1)))
-                for s in (-1e-3, 1e-3)
-            }
-            kept, best = table.logits.numpy(), objective(0.0, table.logits, (0, 0))
-            for logits in shifts.values():
+            for step in (-1e-3, 1e-3):  # of the first probability, which the others share
                 moved = kept.copy()
-                moved[row] = logits
+                moved[row] = np.log(probs[row] + step * np.array([1.0] + [-1.0 / others] * others))
                 table.logits.assign(moved)
-                assert float(tf.reduce_sum(model.terms(batch).log_lik) - model._penalty()) <= best + 1e-9
-            table.logits.assign(kept)
+                assert objective() < best
+        table.logits.assign(kept)
 
 
+@op_by_op
 def test_vb_bounds_the_evidence_of_the_bayesian_model() -> None:
     """One state, where the evidence is known: of Beta-Bernoulli, B(a + on, b + off) / B(a, b)."""
     x = np.array([[[1], [0], [0], [1], [1], [1]]], np.float32)
@@ -304,6 +307,7 @@ def test_vb_bounds_the_evidence_of_the_bayesian_model() -> None:
     np.testing.assert_allclose(-history[-1] * 6, evidence, rtol=1e-6)
 
 
+@op_by_op
 def test_known_states_are_honoured_by_every_method(rng: np.random.Generator) -> None:
     x = rng.normal(size=(2, 30, 1)).astype(np.float32)
     y = np.where(x[..., 0] > 0.0, 1, 0)
@@ -311,13 +315,14 @@ def test_known_states_are_honoured_by_every_method(rng: np.random.Generator) -> 
     for method in ("gradient", "em", "map", "vb"):
         keras.utils.set_random_seed(1)
         model = HiddenMarkovModel(observation_dim=1, num_states=2, dtype="float64", mean=[0.0], stddev=[1.0])
-        model.compile(keras.optimizers.Adam(0.1), method=method)
-        model.fit(x, y, epochs=30, verbose=0)
+        model.compile(keras.optimizers.Adam(0.3), method=method)
+        model.fit(x, y, epochs=10, verbose=0)
         assert np.diff(model.emission.means()[:, 0]) > 1.0  # state 1 is above state 0, as labelled
     marginals = model.posterior_marginals(x, y=y).numpy()
     np.testing.assert_allclose(marginals[y >= 0], np.eye(2)[y[y >= 0]], atol=1e-12)
 
 
+@op_by_op
 def test_fixed_and_tied_entries_stay_so_under_every_method(rng: np.random.Generator) -> None:
     for method in ("gradient", "em", "map", "vb"):
         for name in ("fixed", "tied-rows", "left-right"):
@@ -349,6 +354,7 @@ def test_em_under_two_replicas_sums_their_statistics(strategy: tf.distribute.Str
         np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-8)
 
 
+@op_by_op
 @pytest.mark.parametrize("method", ["em", "vb"])
 def test_a_resumed_run_of_closed_form_updates_is_the_uninterrupted_one(method: str, tmp_path: Any) -> None:
     found = []
@@ -371,6 +377,7 @@ def test_a_resumed_run_of_closed_form_updates_is_the_uninterrupted_one(method: s
         np.testing.assert_array_equal(a, b)
 
 
+@op_by_op
 def test_several_starts_side_by_side_are_what_each_would_be_alone(rng: np.random.Generator) -> None:
     """The wide E step of R models has the statistics of R E steps."""
     model, data = model_for("diag", rng)
@@ -389,6 +396,7 @@ def test_several_starts_side_by_side_are_what_each_would_be_alone(rng: np.random
             np.testing.assert_allclose(b[i * share : (i + 1) * share], a, rtol=1e-8, atol=1e-10)
 
 
+@op_by_op
 @pytest.mark.parametrize("method", ["gradient", "em", "vb"])
 def test_sequences_of_one_step_train(method: str) -> None:
     for num_states in (1, 2):
@@ -399,6 +407,7 @@ def test_sequences_of_one_step_train(method: str) -> None:
         model.train_on_batch({"x": x})
 
 
+@op_by_op
 def test_a_pass_that_was_interrupted_teaches_nothing(rng: np.random.Generator) -> None:
     found = []
     for interrupted in (False, True):
@@ -416,6 +425,7 @@ def test_a_pass_that_was_interrupted_teaches_nothing(rng: np.random.Generator) -
     np.testing.assert_allclose(*found, rtol=1e-9)
 
 
+@op_by_op
 def test_variational_bayes_begins_where_another_method_ended(rng: np.random.Generator) -> None:
     for method in ("em", "gradient"):
         model, data = model_for("diag", rng)
@@ -427,6 +437,7 @@ def test_variational_bayes_begins_where_another_method_ended(rng: np.random.Gene
         np.testing.assert_allclose(model.emission.means(), before, atol=1.0)  # of data whose levels are 3 apart
 
 
+@op_by_op
 def test_streams_are_held_to_the_rules_of_arrays() -> None:
     x = np.zeros((2, 3, 2), np.float32)
     tails = HiddenMarkovModel(observation_dim=2, num_states=2, emission="student-t")
@@ -442,6 +453,7 @@ def test_streams_are_held_to_the_rules_of_arrays() -> None:
 # Inference -----------------------------------------------------------------------------------------------------------
 
 
+@op_by_op
 @pytest.mark.parametrize("name", ["bernoulli", "categorical", "poisson", "full", "mixture"])
 def test_what_was_not_observed_is_summed_out(name: str, rng: np.random.Generator) -> None:
     """A missing step: p(x_-t) = sum or integral over x_t, so log p(x_t | x_-t) = log p(x) - log p(x_-t)."""
@@ -459,6 +471,7 @@ def test_what_was_not_observed_is_summed_out(name: str, rng: np.random.Generator
         np.testing.assert_allclose(one_out.probs[:, t], marginals[:, t], atol=1e-9)
 
 
+@op_by_op
 def test_imputed_values_have_the_conditional_distribution(rng: np.random.Generator) -> None:
     model, _ = model_for("full", rng)
     model.emission.assign([[0.0, 0.0], [4.0, 4.0]], [[[1.0, 0.8], [0.8, 1.0]]] * 2)
@@ -471,6 +484,7 @@ def test_imputed_values_have_the_conditional_distribution(rng: np.random.Generat
     np.testing.assert_allclose(drawn[:, 2].mean(0), [probs[2] @ [0.0, 4.0]] * 2, atol=0.1)
 
 
+@op_by_op
 @pytest.mark.parametrize("name", ["poisson", "varying", "diag", "autoregressive"])
 def test_forecasts_have_the_predictive_distribution(name: str, rng: np.random.Generator) -> None:
     model, data = model_for(name, rng)
@@ -496,6 +510,7 @@ def test_forecasts_have_the_predictive_distribution(name: str, rng: np.random.Ge
     np.testing.assert_allclose(found, wanted, atol=6.0 * drawn.std() / np.sqrt(num))
 
 
+@op_by_op
 def test_prior_samples_have_the_prior_marginals(rng: np.random.Generator) -> None:
     model, _ = model_for("categorical", rng)
     x, states = model.sample(20_000, 5, seed=[0, 1], return_states=True)
@@ -508,6 +523,7 @@ def test_prior_samples_have_the_prior_marginals(rng: np.random.Generator) -> Non
         marginal = marginal @ probs
 
 
+@op_by_op
 def test_the_filter_step_takes_missing_features(rng: np.random.Generator) -> None:
     model, data = model_for("full", rng)
     x = np.asarray(data.x[0])[None]
@@ -519,6 +535,7 @@ def test_the_filter_step_takes_missing_features(rng: np.random.Generator) -> Non
         np.testing.assert_allclose(state.pop("log_prob"), filtered.log_prob[:, t], atol=1e-9)
 
 
+@op_by_op
 @pytest.mark.parametrize("name", ["bernoulli", "categorical", "autoregressive", "varying"])
 def test_the_filter_step_by_step_is_the_filter(name: str, rng: np.random.Generator) -> None:
     model, data = model_for(name, rng)
@@ -533,16 +550,16 @@ def test_the_filter_step_by_step_is_the_filter(name: str, rng: np.random.Generat
 
 def test_controls_move_the_chain_and_the_emission() -> None:
     rng = np.random.default_rng(0)
-    u = rng.normal(size=(1, 400, 1)).astype(np.float32)
+    u = rng.normal(size=(1, 100, 1)).astype(np.float32)
     states = (u[..., 0] > 0.0).astype(int)
-    x = (3.0 * states[..., None] + 2.0 * u + 0.1 * rng.normal(size=(1, 400, 1))).astype(np.float32)
+    x = (3.0 * states[..., None] + 2.0 * u + 0.1 * rng.normal(size=(1, 100, 1))).astype(np.float32)
     keras.utils.set_random_seed(0)
     data = Sequences([x[0]], u=[u[0]])
     model = HiddenMarkovModel.from_data(data, num_states=2, controls="both")
-    model.compile(keras.optimizers.Adam(0.05))
-    model.fit(tf.data.Dataset.from_tensors(model.as_batch(data)).repeat(), steps_per_epoch=400, verbose=0)
+    model.compile(keras.optimizers.Adam(0.1))
+    model.fit(tf.data.Dataset.from_tensors(model.as_batch(data)).repeat(), steps_per_epoch=200, verbose=0)
     with_u = float(model.log_prob(x, u=u)[0])
-    assert with_u > float(model.log_prob(x, u=np.zeros_like(u))[0]) + 400.0
+    assert with_u > float(model.log_prob(x, u=np.zeros_like(u))[0]) + 100.0  # a nat a step
     future = np.full((1, 2, 1), 2.0, np.float32)
     high, low = (model.predictive(x, num_steps=2, u=u, future_u=sign * future).probs.numpy() for sign in (1.0, -1.0))
     assert np.abs(high - low).max() > 0.8
@@ -589,7 +606,7 @@ def test_compiled_with_xla_nothing_changes(rng: np.random.Generator) -> None:
 
 def test_information_criteria_choose_the_number_of_states() -> None:
     keras.utils.set_random_seed(0)
-    model, table = HiddenMarkovModel.select_num_states(EARTHQUAKES, [1, 2, 3], emission="poisson", epochs=60, num_starts=2)
+    model, table = HiddenMarkovModel.select_num_states(EARTHQUAKES, [1, 2, 3], emission="poisson", epochs=20, num_starts=2)
     assert model.num_states == min(table, key=lambda k: table[k]["bic"])
     assert [table[k]["num_parameters"] for k in (1, 2, 3)] == [1, 5, 11]
 
@@ -630,6 +647,7 @@ def test_closed_forms_that_do_not_exist_are_a_clear_error() -> None:
         HiddenMarkovModel.tiny().compile(method="em", step_size=0.3)
 
 
+@op_by_op
 def test_values_a_family_cannot_produce_are_a_clear_error() -> None:
     counts = HiddenMarkovModel(observation_dim=1, emission="poisson")
     with pytest.raises(ValueError, match="whole number of at least 0 .*received -1"):
@@ -646,6 +664,7 @@ def test_values_a_family_cannot_produce_are_a_clear_error() -> None:
         lags.leave_one_out(np.zeros((1, 3, 1), np.float32))
 
 
+@op_by_op
 def test_data_of_which_little_is_known_has_a_defined_result() -> None:
     keras.utils.set_random_seed(0)
     x = np.zeros((2, 4, 2), np.float32)
@@ -662,6 +681,7 @@ def test_data_of_which_little_is_known_has_a_defined_result() -> None:
         HiddenMarkovModel.from_data(Sequences([np.zeros((0, 2), np.float32)]))
 
 
+@op_by_op
 def test_impossible_observations_have_log_probability_minus_infinity() -> None:
     model = HiddenMarkovModel(observation_dim=1, num_states=2, emission="poisson", transition="left-right")
     y = np.array([[1, 0, 0]])  # begins in the second state, which left-right models do not
@@ -672,27 +692,17 @@ def test_impossible_observations_have_log_probability_minus_infinity() -> None:
 # Devices -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("signature", ["filter_step", "viterbi"])
-@pytest.mark.parametrize("name", ["categorical", "poisson", "full", "diag", "mixture", "student-t", "autoregressive", "varying"])
-def test_litert_runs_with_built_in_operations(name: str, signature: str, rng: np.random.Generator, tmp_path: Any) -> None:
+@pytest.mark.parametrize(("name", "signature"), [
+    ("categorical", "viterbi"), ("poisson", "viterbi"), ("full", "viterbi"), ("diag", "viterbi"), ("mixture", "viterbi"),
+    ("student-t", "viterbi"), ("autoregressive", "viterbi"), ("varying", "viterbi"),
+    ("categorical", "filter_step"), ("autoregressive", "filter_step"), ("varying", "filter_step"),  # each carries another state
+])  # fmt: skip
+def test_litert_runs_with_built_in_operations(name: str, signature: str, rng: np.random.Generator) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert: pip install 'tfseq[litert]'")
     model, data = model_for(name, rng, dtype="float32")
     function, specs = model.endpoints()[signature]
     fixed = [tf.TensorSpec([1, *(n or 12 for n in spec.shape[1:])], spec.dtype, spec.name) for spec in specs]
-
-    def positional(*values: tf.Tensor) -> dict[str, tf.Tensor]:
-        return function(**{spec.name: value for spec, value in zip(specs, values, strict=True)})
-
-    with single_precision():
-        traced = tf.function(positional, autograph=False).get_concrete_function(*fixed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TensorFlow's own interpreter is deprecated in favour of ai-edge-litert
-        archive = keras.export.ExportArchive()
-        archive.track(model)
-        archive.add_endpoint("serve", lambda *values: traced(*values), input_signature=fixed)
-        archive.write_out(str(tmp_path / "model"), verbose=False)
-        content = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "model")).convert()  # raises where it needs more
-        device = tf.lite.Interpreter(model_content=content)
-    run = device.get_signature_runner("serving_default")
+    run = litert.interpreter(litert.to_litert(signature, function, fixed)).get_signature_runner(signature)
     x = np.asarray(data.x[0])[None]
     state = {key: value.numpy() for key, value in model.init_state(1).items()}
     given = {"x": x, "lengths": np.array([9], np.int32)} if signature == "viterbi" else {"x": x[:, 0], **state}

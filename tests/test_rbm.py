@@ -17,6 +17,7 @@ import tensorflow as tf
 from reference import Boltzmann
 
 import tfseq
+from tfseq.exporting import litert
 from tfseq.models import energy
 from tfseq.models.energy import LogPartition
 from tfseq.models.rbm import RBM
@@ -992,19 +993,12 @@ def test_wrong_numbers_of_sweeps_are_a_clear_error(num_sweeps: Any, rng: np.rand
 
 
 @pytest.mark.parametrize("name", ["binary", "counts", "reals"])
-def test_litert_infers_hidden_units_with_built_in_operations(name: str, rng: np.random.Generator, tmp_path: Path) -> None:
+def test_litert_infers_hidden_units_with_built_in_operations(name: str, rng: np.random.Generator) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert: pip install 'tfseq[litert]'")
     model = make(name, rng, dtype="float32")
     function, (spec,) = model.endpoints()["hidden"]
-    fixed = tf.TensorSpec([1, *spec.shape[1:]], spec.dtype, spec.name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TensorFlow's own interpreter is deprecated in favour of ai-edge-litert
-        archive = keras.export.ExportArchive()
-        archive.track(model)
-        archive.add_endpoint("serve", function, input_signature=[fixed])
-        archive.write_out(str(tmp_path / "model"), verbose=False)
-        content = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "model")).convert()  # raises where it needs more
-        device = tf.lite.Interpreter(model_content=content)
-    run = device.get_signature_runner("serving_default")
+    content = litert.to_litert("hidden", function, [tf.TensorSpec([1, *spec.shape[1:]], spec.dtype, spec.name)])
+    run = litert.interpreter(content).get_signature_runner("hidden")
     for v in observations(model, 3, rng).astype(np.float32):
         found = run(v=v[None])["probs"]
         np.testing.assert_allclose(found, hidden_means(model, v[None] / scale_of(model)), rtol=1e-5, atol=1e-6)

@@ -15,6 +15,11 @@ from tfseq.models.vae import VariationalAutoencoder
 from tfseq.models.vrnn import VariationalRNN
 from tfseq.ops import bounds, random
 
+pytestmark = [
+    pytest.mark.usefixtures("eager"),  # graphs of every part are conformance tests
+    pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning"),  # of tf.data
+]
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "vrnn lstm": {},
     "vrnn gru controls": {"cell": "gru", "control_dim": 2, "num_layers": 2},
@@ -131,9 +136,10 @@ def test_fivo_training_maximises_the_bound_that_is_reported() -> None:
     np.testing.assert_allclose(terms.objective, wanted, rtol=1e-5)
     np.testing.assert_allclose(bounds.elbo(*terms[:3]), wanted, rtol=1e-5)
     assert "FIVO" in model.convention
-    model.compile(keras.optimizers.Adam(0.01))
-    history = model.fit(x, epochs=40, verbose=0).history["nats_per_step"]
-    assert history[-1] < history[0] - 0.1
+    model.compile(keras.optimizers.Adam(0.05))
+    model.fit(tf.data.Dataset.from_tensors(model.as_batch({"x": x})).repeat(), steps_per_epoch=8, verbose=0)
+    trained = model.filter_log_prob({"x": x, "seed": data["seed"].numpy()}, num_particles=4)
+    assert (trained.numpy() - wanted.numpy()).mean() > 0.5  # 0.1 nats a step
     # the weight of the divergence reaches the objective
     model.kl_weight.assign(0.0)
     assert (model.terms(data, training=True).objective.numpy() > model.terms(data).log_lik.numpy().sum(1) - 1e9).all()

@@ -56,7 +56,7 @@ class BoltzmannMachine(EnergyModel):
     >>> x = np.float32([[0, 0, 1], [1, 1, 0]] * 20)
     >>> model = tfseq.BoltzmannMachine.from_data(x, sampler="exact")
     >>> model.compile(keras.optimizers.SGD(0.5))
-    >>> _ = model.fit(x, epochs=100, batch_size=40, verbose=0)
+    >>> _ = model.fit(x, epochs=10, batch_size=4, verbose=0)
     >>> p = model.conditional([[1, 0, 0]], [[True, False, False]])  # the first unit is on: what of the others?
     >>> bool(p[0, 1] > 0.9), bool(p[0, 2] < 0.1)
     (True, True)

@@ -38,7 +38,7 @@ class SequenceClassifier(Reader):
     >>> data = tfseq.Sequences(["a fine film", "no plot at all", "fine"], y=["pos", "neg", "pos"])
     >>> model = tfseq.SequenceClassifier.from_data(data, units=[8], embedding_dim=8)
     >>> model.compile("adam")
-    >>> history = model.fit(data, epochs=2, verbose=0)
+    >>> history = model.fit(data, epochs=1, verbose=0)
     >>> model.classify(["a fine plot"]).probs.shape
     TensorShape([1, 2])
 

@@ -38,9 +38,9 @@ class DeepBeliefNetwork(LayeredModel):
     >>> import numpy as np, keras, tfseq
     >>> x = np.random.default_rng(0).integers(2, size=(64, 1)).repeat(6, 1).astype("float32")
     >>> model = tfseq.DeepBeliefNetwork.from_data(x, hidden_units=[4, 3])
-    >>> _ = model.pretrain(x, epochs=20)
+    >>> _ = model.pretrain(x, epochs=2)
     >>> model.compile(keras.optimizers.SGD(0.05))
-    >>> _ = model.fit(x, epochs=5, batch_size=16, verbose=0)
+    >>> _ = model.fit(x, epochs=2, batch_size=16, verbose=0)
     >>> model.log_prob(x).shape.as_list(), model.to_classifier(2)(x).shape.as_list()
     ([64], [64, 2])
 

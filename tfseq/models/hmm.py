@@ -93,7 +93,7 @@ class HiddenMarkovModel(ClosedFormModel):
     >>> x = np.random.default_rng(0).poisson(np.repeat([[2.0], [9.0]], 20, 0))[None].astype("float32")  # [1, 40, 1]
     >>> model = tfseq.HiddenMarkovModel(num_states=2, observation_dim=1, emission="poisson", mean=[5.0])
     >>> model.compile(method="em")
-    >>> history = model.fit(x, epochs=20, verbose=0)
+    >>> history = model.fit(x, epochs=5, verbose=0)
     >>> model.posterior_mode(x).states.shape, model.leave_one_out(x).log_prob.shape
     (TensorShape([1, 40]), TensorShape([1, 40]))
 

@@ -40,7 +40,7 @@ class LanguageModel(Reader):
     >>> data = tfseq.Sequences(["to be, or not to be", "that is the question"])
     >>> model = tfseq.LanguageModel.from_data(data, embedding_dim=8, units=[16])
     >>> model.compile("adam")
-    >>> history = model.fit(data, epochs=2, verbose=0)  # whole texts; `tfseq.train` reads long ones by windows
+    >>> history = model.fit(data, epochs=1, verbose=0)  # whole texts; `tfseq.train` reads long ones by windows
     >>> model.log_prob(["to be"]).shape, model.generate(["to "], max_tokens=5, seed=[0, 1]).shape
     (TensorShape([1]), TensorShape([1]))
 

@@ -28,14 +28,14 @@ class RBM(LayeredModel):
     """Restricted Boltzmann machine: one visible and one hidden layer, independent given each other.
 
     >>> import numpy as np, keras, tfseq
-    >>> x = np.random.default_rng(0).integers(2, size=(64, 1)).repeat(6, 1).astype("float32")
+    >>> x = np.random.default_rng(0).integers(2, size=(640, 1)).repeat(6, 1).astype("float32")
     >>> model = tfseq.RBM.from_data(x, num_hidden=4)
     >>> model.compile(keras.optimizers.SGD(0.2))
-    >>> _ = model.fit(x, epochs=100, batch_size=16, verbose=0)
+    >>> _ = model.fit(x, epochs=10, batch_size=16, verbose=0)
     >>> bool(-model.log_prob(x).numpy().mean() < 0.5 * 6 * np.log(2.0))
     True
     >>> model.hidden_probs(x).shape.as_list(), model.sample(3).shape.as_list()
-    ([64, 4], [3, 1, 6])
+    ([640, 4], [3, 1, 6])
 
     Args:
         num_visible: V, columns of an observation.

@@ -42,7 +42,7 @@ class Seq2Seq(Reader):
     >>> data = tfseq.Sequences(["ein Hund", "eine Katze"], target=["a dog", "a cat"])
     >>> model = tfseq.Seq2Seq.from_data(data, min_count=1, embedding_dim=8, units=[8])
     >>> model.compile("adam")
-    >>> history = model.fit(data, epochs=2, verbose=0)
+    >>> history = model.fit(data, epochs=1, verbose=0)
     >>> model.translate(["ein Hund"]).shape
     TensorShape([1])
 

@@ -54,7 +54,7 @@ class SequenceTagger(Reader):
     >>> data = tfseq.Sequences(sentences, y=tags)
     >>> model = tfseq.SequenceTagger.from_data(data, units=[16], embedding_dim=8, head="crf")
     >>> model.compile("adam")
-    >>> history = model.fit(data, epochs=2, verbose=0)
+    >>> history = model.fit(data, epochs=1, verbose=0)
     >>> model.predict_tags(["Bo met Ann."]).tags.shape  # text is cut into tokens in the graph
     TensorShape([1, 4])
 
