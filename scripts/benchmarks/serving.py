@@ -43,9 +43,11 @@ _FULL: dict[str, dict[str, Any]] = {
     "lm": {"vocabulary": list("abcdefghijklmnopqrstuvwxyz,.;"), "unit": "characters", "embedding_dim": 64, "units": [512, 512]},
     "hmm": {"num_states": 16},
     "dmm": {"latent_dim": 16},
+    "vrnn": {"latent_dim": 16, "rnn_units": 64, "hidden_dim": 64},
 }
 SIGNATURES = {"tagger": "tags and scores", "lm": "log-probability"}
-STREAMS = {"lm": "step", "hmm": "filter_step", "dmm": "filter_step"}
+STREAMS = {"lm": "step", "hmm": "filter_step", "dmm": "filter_step", "vrnn": "filter_step"}
+_DRAWN = ("dmm", "vrnn")  # whose steps take a seed
 
 
 def measure(name: str, folder: str) -> dict[str, str]:
@@ -220,7 +222,7 @@ async def _stream(connections: asyncio.Queue, model: str, number: int, num_steps
             given: dict[str, Any] = {"token_id": [rng.randrange(3)]}
         else:
             given = {"x": [[float(rng.randrange(2)) for _ in range(3)]]}
-        out = await ask(STREAMS[model], {**state, **given, **({"seed": seed} if model == "dmm" else {})})
+        out = await ask(STREAMS[model], {**state, **given, **({"seed": seed} if model in _DRAWN else {})})
         state = {name: out[name] for name in state}
     return answers, times
 

@@ -25,6 +25,7 @@ SIGNATURES = {
     "lm": ["serving_default", "init_state", "step"],
     "hmm": ["init_state", "filter_step"],
     "dmm": ["init_state", "filter_step"],
+    "vrnn": ["init_state", "filter_step"],
 }
 
 
@@ -64,7 +65,7 @@ def test_many_clients_each_get_the_answer_to_their_own_request(benchmark: Any, s
     assert rows > 2 * calls  # they did share calls
 
 
-@pytest.mark.parametrize("model", ["lm", "hmm", "dmm"])
+@pytest.mark.parametrize("model", ["lm", "hmm", "dmm", "vrnn"])
 def test_streams_in_turns_are_the_streams_alone(benchmark: Any, server: Any, model: str) -> None:
     tally = asyncio.run(benchmark.streams(server.url, model, num_streams=40, num_steps=4, num_connections=20))
     assert tally.wrong == []
