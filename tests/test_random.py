@@ -8,6 +8,7 @@ import tensorflow as tf
 from scipy import stats
 
 from tfseq.ops import random
+from tfseq.ops.tracing import single_precision
 
 # Random123's published vectors for threefry2x32 with 20 rounds: counter, key, answer
 VECTORS = [
@@ -52,6 +53,14 @@ def test_uniform_and_normal_numbers_have_their_distributions() -> None:
 def test_the_extreme_words_give_neither_0_nor_1() -> None:
     smallest, largest = random._unit(tf.constant([0, 0xFFFFFFFF], tf.uint32)).numpy()
     assert (smallest, largest) == (np.float32(2.0**-24), np.float32(1.0 - 2.0**-24))
+
+
+def test_normal_quantiles_also_without_the_functions_of_devices() -> None:
+    u = np.concatenate([np.linspace(1e-6, 1.0 - 1e-6, 20_001), 10.0 ** -np.arange(1.0, 30.0)]).astype(np.float32)
+    wanted = stats.norm.ppf(u.astype(float))
+    np.testing.assert_allclose(random.normal_quantile(tf.constant(u)), wanted, rtol=1e-5, atol=1e-6)
+    with single_precision():
+        np.testing.assert_allclose(random.normal_quantile(tf.constant(u)), wanted, rtol=2e-6, atol=1e-6)  # float32 polynomials
 
 
 def test_a_wrong_seed_shape_is_an_error() -> None:

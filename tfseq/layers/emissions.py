@@ -915,7 +915,7 @@ class NormalEmission(Emission):
 
     def _noise(self, states: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
         """Noise of covariance Sigma by standard normal quantiles."""
-        normal = math.sqrt(2.0) * tf.math.erfinv(2.0 * tf.cast(uniform[..., : self.event_dim], self.compute_dtype) - 1.0)
+        normal = random.normal_quantile(tf.cast(uniform[..., : self.event_dim], self.compute_dtype))
         full = tf.linalg.cholesky(self._to_full(tf.linalg.inv(self._precisions())))
         return tf.linalg.matvec(tf.gather(tf.cast(full, self.compute_dtype), states), normal)
 

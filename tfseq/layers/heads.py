@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import scipy.special
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
@@ -15,6 +16,8 @@ from tfseq.layers.head import MIN_STDDEV, Head, RealHead, Scaling, check_support
 from tfseq.layers.mixtures import BivariatePen, GaussianMixture
 from tfseq.layers.nade import NADE
 from tfseq.layers.rbm_head import RBMHead
+from tfseq.ops import random
+from tfseq.ops.tracing import is_single
 
 __all__ = [
     "HEADS",
@@ -73,12 +76,19 @@ class Normal(RealHead):
         return self.standardised_mean()
 
     def sample(self, distribution: tfd.Distribution, uniform: tf.Tensor) -> tf.Tensor:
-        return tf.cast(distribution.quantile(tf.cast(uniform, distribution.dtype)), tf.float32)
+        noise = random.normal_quantile(tf.cast(uniform, distribution.dtype))
+        return tf.cast(distribution.loc + distribution.scale * noise, tf.float32)
 
 
 def poisson_quantile(rate: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
     """The smallest count whose cumulative probability reaches `uniform`, by bisection; float32 of the shape of `rate`."""
     uniform = tf.cast(uniform, rate.dtype)
+    if is_single():  # LiteRT has no gamma function: the probabilities of all counts are added up
+        counts = np.arange(_POISSON_MAX + 1.0)
+        log_factorials = tf.constant(scipy.special.gammaln(counts + 1.0), rate.dtype)
+        log_prob = tf.math.log(tf.maximum(rate, 1e-30))[..., None] * tf.constant(counts, rate.dtype) - log_factorials
+        below = tf.cumsum(tf.exp(log_prob - rate[..., None]), axis=-1) < uniform[..., None]
+        return tf.minimum(tf.reduce_sum(tf.cast(below, tf.float32), -1), float(_POISSON_MAX))
     low, high = tf.zeros_like(rate) - 1.0, tf.zeros_like(rate) + float(_POISSON_MAX)
     for _ in range(13):  # 2^13 > _POISSON_MAX + 1
         middle = tf.floor((low + high) / 2.0)

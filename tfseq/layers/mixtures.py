@@ -100,8 +100,8 @@ class GaussianMixture(RealHead):
         """A sample whose component has the given log-weights `[..., K]`."""
         normal = distribution.components_distribution.distribution
         component = random.categorical_quantile(tf.nn.softmax(logits), uniform[..., 0])
-        one = tfd.Normal(pick(normal.loc, component), pick(normal.scale, component))
-        return tf.cast(one.quantile(tf.cast(uniform[..., 1:], normal.dtype)), tf.float32)
+        noise = random.normal_quantile(tf.cast(uniform[..., 1:], normal.dtype))
+        return tf.cast(pick(normal.loc, component) + pick(normal.scale, component) * noise, tf.float32)
 
     def sample(self, distribution: tfd.MixtureSameFamily, uniform: tf.Tensor) -> tf.Tensor:
         return self._draw(distribution, distribution.mixture_distribution.logits, uniform)
@@ -231,7 +231,7 @@ class BivariatePen(RealHead):
         component = random.categorical_quantile(tf.nn.softmax(p.log_joint(x, observed)), uniform[..., 0])
         mean, stddev = pick(p.mean, component), pick(p.stddev, component)
         rho, tail = pick(p.rho[..., None], component)[..., 0], pick(p.tail[..., None], component)[..., 0]
-        noise = tf.math.ndtri(uniform[..., 1:3])
+        noise = random.normal_quantile(uniform[..., 1:3])
         (seen_pen, seen_dx, seen_dy), z = tf.unstack(observed, axis=-1), (x[..., 1:] - mean) / stddev
         # dx given dy where that is known, then dy given dx; in units of the component
         dx = tf.where(seen_dy, rho * z[..., 1] + tf.sqrt(tail) * noise[..., 0], noise[..., 0])
