@@ -198,6 +198,7 @@ def test_a_keras_file_gives_the_same_model_back(trained: SequenceModel, tmp_path
     np.testing.assert_array_equal(scores(again, data), scores(trained, data))
     assert again.get_config() == trained.get_config()
     for model in (trained, again):  # the next step of the optimiser is the same too
+        model.make_train_function(force=True)  # a graph traced after other shapes would round otherwise
         model.fit(data, batch_size=4, epochs=1, verbose=0, shuffle=False)
     for a, b in zip(trained.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -452,29 +453,6 @@ def test_a_served_row_depends_on_neither_its_padding_nor_its_batch(trained: Sequ
                 assert_close(rest[inside], part, f"{name}: {key}")
                 rest[inside] = 0 if rest.dtype.kind in "fiub" else ""
                 assert not rest.any()
-
-
-def test_an_export_never_touches_an_older_version_and_leaves_nothing_half_written(
-    trained: SequenceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if trained.is_variant:
-        pytest.skip("the export is the same for all shapes of a model")
-    (tmp_path / "served" / "1").mkdir(parents=True)
-    (tmp_path / "served" / "1" / "mine").write_text("x")
-    with pytest.raises(ValueError, match="exists and is not overwritten"):
-        tfseq.export(trained, tmp_path / "served", version=1)
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(saved_model, "_compare", full)  # the graph is written by then
-    with pytest.raises(OSError, match="No space left on device"):
-        tfseq.export(trained, tmp_path / "served", num_samples=1, num_particles=4, verify="reload")
-    assert [p.name for p in (tmp_path / "served").iterdir()] == ["1"]
-    assert (tmp_path / "served" / "1" / "mine").read_text() == "x"
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(OSError, match="could not be written"):
-        tfseq.export(trained, tmp_path / "file" / "name")
 
 
 def test_the_constructor_takes_keyword_arguments_only_and_records_them(make: Callable[..., SequenceModel]) -> None:

@@ -137,6 +137,28 @@ def test_made_up_inputs_have_rows_of_five_three_and_no_steps() -> None:
     assert x.shape == (3, 5, 2) and lengths.numpy().tolist() == [5, 3, 0]
 
 
+def test_an_export_never_touches_an_older_version_and_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tfseq.RBM.tiny()
+    (tmp_path / "served" / "1").mkdir(parents=True)
+    (tmp_path / "served" / "1" / "mine").write_text("x")
+    with pytest.raises(ValueError, match="exists and is not overwritten"):
+        tfseq.export(model, tmp_path / "served", version=1)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saved_model, "_compare", full)  # the graph is written by then
+    with pytest.raises(OSError, match="No space left on device"):
+        tfseq.export(model, tmp_path / "served")
+    assert [p.name for p in (tmp_path / "served").iterdir()] == ["1"]
+    assert (tmp_path / "served" / "1" / "mine").read_text() == "x"
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="could not be written"):
+        tfseq.export(model, tmp_path / "file" / "name")
+
+
 def test_models_config_lists_every_model_and_spares_the_users_own(tmp_path: Path) -> None:
     for name in ("b/2", "a/1", "c/draft"):
         (tmp_path / name).mkdir(parents=True)

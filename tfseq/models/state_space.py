@@ -628,7 +628,10 @@ class StateSpaceModel(SequenceModel):
         times = tf.range(tf.maximum(num_steps, 1))
         noise = tf.cast(random.normal(seed, times, self.latent_dim, PRIOR), self.compute_dtype)
         uniform = random.uniform(seed, times, self.head.num_uniforms, EMISSION)
-        controls = () if u is None else (tf.transpose(tf.cast(u, self.compute_dtype), [1, 0, 2]),)
+        controls: tuple[tf.Tensor, ...] = ()
+        if u is not None:  # the loop makes a step at least
+            u = tf.pad(u, [[0, 0], [0, tf.maximum(0, 1 - tf.shape(u)[1])], [0, 0]])
+            controls = (tf.transpose(tf.cast(u, self.compute_dtype), [1, 0, 2]),)
         recursion = self.recursion()
 
         def advance(carried: tuple, inputs: tuple) -> tuple:
