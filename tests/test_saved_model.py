@@ -18,7 +18,7 @@ import tensorflow as tf
 
 import tfseq
 from tfseq.data.batching import Sequences
-from tfseq.exporting import documents, servable, warmup
+from tfseq.exporting import documents, saved_model, servable, warmup
 from tfseq.exporting.examples import Examples, example_inputs
 from tfseq.exporting.saved_model import _TOLERANCE, answers_of, differences
 from tfseq.models.base import SequenceModel

@@ -64,8 +64,8 @@ def export(
         version: a whole number that is not there yet; one more than the highest by default.
         num_samples, num_particles: fixed in the graph.
         examples: sequences of the model's data, to compare and to warm up with; made-up ones without.
-        verify: answers are compared from a new process that cannot import tfseq (`"process"`), or from this one (`"reload"`), which
-            takes half of the time.
+        verify: answers are compared from a new process that cannot import tfseq (`"process"`), or from this one
+            (`"reload"`), which takes half of the time.
         litert: also converts signatures for devices, into `litert/`; see `tfseq.exporting.litert.convert`.
         litert_signatures: those to convert, an error where one cannot be; by default all that can.
         litert_batch, litert_length: rows and steps, which are fixed on devices.
@@ -249,8 +249,8 @@ def _compare(
 ) -> dict[str, Any]:
     """Writes the warm-up requests and `requests/`, and compares what the folder answers with what the model does.
 
-    The model answers by the graphs of its endpoints; where another process answers, and the first request of each signature is asked
-    for, a batch, also without one.
+    The model answers by the graphs of its endpoints; and, where another process is asked, to the first request of each signature,
+    a batch, also without one.
     """
     start = endpoints.get("init_state")
     maker = Examples(model, data, None if start is None else start[0])
