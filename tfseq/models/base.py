@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfseq import checks
 from tfseq.ops import random
-from tfseq.ops.masking import fill, masked_sum, pad
+from tfseq.ops.masking import fill, masked_sum, pad, some_steps
 from tfseq.ops.tracing import compiled, without_gradients
 
 Batch = dict[str, Any]
@@ -480,8 +480,7 @@ class SequenceModel(keras.Model):
         batch.setdefault("row", tf.range(shape[0]))
         if not batch["x"].shape[1]:  # unknown, or no steps at all: loops need one, which the mask leaves out
             for name in ({"mask", *specs} & set(batch)) - self.unaligned:
-                rest = [[0, 0]] * (batch[name].shape.rank - 2)
-                batch[name] = tf.pad(batch[name], [[0, 0], [0, tf.maximum(0, 1 - shape[1])], *rest])
+                batch[name] = some_steps(batch[name])
         seed = batch.get("seed")
         if seed is None:
             batch["seed"] = random.derive(self.seed.value[None], step, batch["row"])

@@ -26,7 +26,7 @@ from tfseq.layers.tables import ProbabilityTable, stationary
 from tfseq.models.base import FROM_DATA, Batch, Endpoint, Terms, counts, graph
 from tfseq.models.closed_form import ClosedFormModel
 from tfseq.ops import chains, random
-from tfseq.ops.masking import fill, lengths_to_mask, mask_to_lengths
+from tfseq.ops.masking import fill, lengths_to_mask, mask_to_lengths, some_steps
 from tfseq.ops.scan import loop
 from tfseq.ops.tracing import compiled
 
@@ -966,7 +966,7 @@ class HiddenMarkovModel(ClosedFormModel):
         times = tf.range(tf.maximum(num_steps, 1))
         uniform = random.uniform(seed, times, 1, _STATE)[..., 0]
         noise = random.uniform(seed, times, self.emission.noise_dim, _EMISSION)
-        controls = () if u is None else (tf.transpose(u, [1, 0, 2]),)
+        controls = () if u is None else (tf.transpose(some_steps(u), [1, 0, 2]),)
         log_initial = self._log_initial()
         shared = None if self.moves_with_controls else self._matrices(self.transition.log_probs())
 
@@ -1046,7 +1046,7 @@ class HiddenMarkovModel(ClosedFormModel):
         initial = tf.exp(self._log_initial())
         is_new = (lengths == 0)[:, None]
         matrices = None if self.moves_with_controls else tf.exp(self._matrices(self.transition.log_probs()))
-        controls = () if u is None else (tf.transpose(u, [1, 0, 2]),)
+        controls = () if u is None else (tf.transpose(some_steps(u), [1, 0, 2]),)
 
         def advance(belief: tf.Tensor, inputs: tuple) -> tuple:
             t, *now = inputs

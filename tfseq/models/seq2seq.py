@@ -370,10 +370,10 @@ class Seq2Seq(Reader):
         return {"text": self.target_text.write(found.tokens), "score": found.log_prob, "length": found.lengths}
 
     def _serve_ids(self, token_ids: tf.Tensor, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Ids of the target's vocabulary, -1 after the end of a row."""
+        """Ids of the target's vocabulary, 0 after the end of a row."""
         mask = lengths_to_mask(lengths, tf.shape(token_ids)[1])
         found = self._found({"x": self.known_ids(token_ids), "mask": mask})
-        return {"token_ids": found.tokens, "score": found.log_prob, "length": found.lengths}
+        return {"token_ids": tf.maximum(found.tokens, 0), "score": found.log_prob, "length": found.lengths}
 
     def _serve_text(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
         return self._answer({"x": text})

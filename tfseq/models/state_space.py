@@ -22,7 +22,7 @@ from tfseq.layers import heads
 from tfseq.models.base import Batch, Endpoint, SequenceModel, Terms, counts, graph
 from tfseq.ops import bounds, particles, random
 from tfseq.ops.linear import project
-from tfseq.ops.masking import fill, lengths_to_mask, mask_to_lengths, masked_sum
+from tfseq.ops.masking import fill, lengths_to_mask, mask_to_lengths, masked_sum, some_steps
 from tfseq.ops.scan import Multiply, loop, scan
 
 HeadName = Literal["bernoulli", "normal", "mixture", "pen", "poisson", "categorical", "nade", "rbm"]
@@ -628,10 +628,7 @@ class StateSpaceModel(SequenceModel):
         times = tf.range(tf.maximum(num_steps, 1))
         noise = tf.cast(random.normal(seed, times, self.latent_dim, PRIOR), self.compute_dtype)
         uniform = random.uniform(seed, times, self.head.num_uniforms, EMISSION)
-        controls: tuple[tf.Tensor, ...] = ()
-        if u is not None:  # the loop makes a step at least
-            u = tf.pad(u, [[0, 0], [0, tf.maximum(0, 1 - tf.shape(u)[1])], [0, 0]])
-            controls = (tf.transpose(tf.cast(u, self.compute_dtype), [1, 0, 2]),)
+        controls = () if u is None else (tf.transpose(tf.cast(some_steps(u), self.compute_dtype), [1, 0, 2]),)
         recursion = self.recursion()
 
         def advance(carried: tuple, inputs: tuple) -> tuple:

@@ -43,6 +43,11 @@ def fill(x: tf.Tensor, keep: tf.Tensor, value: tf.Tensor | float = 0.0) -> tf.Te
     return tf.where(keep, x, tf.cast(value, x.dtype))
 
 
+def some_steps(x: tf.Tensor) -> tf.Tensor:
+    """x `[B, T, ...]`, with a step of zeros where it has none: a loop over time makes one at least."""
+    return tf.pad(x, [[0, 0], [0, tf.maximum(0, 1 - tf.shape(x)[1])], *[[0, 0]] * (x.shape.rank - 2)])
+
+
 def masked_sum(values: tf.Tensor, mask: tf.Tensor, axis: int | None = None) -> tf.Tensor:
     """Sum of `values` `[...]` over its real entries: all of them, or along `axis`."""
     return tf.reduce_sum(fill(values, mask), axis)
