@@ -297,8 +297,7 @@ class DeepMarkovModel(StateSpaceModel):
             scaling=scaling,
             **kwargs,
         )
-        checks.at_least(1, latent_dim=latent_dim, transition_dim=transition_dim, emission_dim=emission_dim)
-        checks.at_least(1, rnn_units=rnn_units, flow_dim=flow_dim)
+        checks.at_least(1, transition_dim=transition_dim, emission_dim=emission_dim, rnn_units=rnn_units, flow_dim=flow_dim)
         checks.at_least(0, emission_layers=emission_layers, embedding_dim=embedding_dim)
         checks.fraction(dropout=dropout)
         checks.choice("scale", scale, ("variance", "stddev"))

@@ -126,7 +126,8 @@ class StateSpaceModel(SequenceModel):
     ) -> None:
         super().__init__(**kwargs)
         checks.at_least(1, observation_dim=observation_dim, train_samples=train_samples)
-        checks.at_least(0, latent_dim=latent_dim, control_dim=control_dim, num_flows=num_flows)
+        checks.at_least(int(self.has_kl), latent_dim=latent_dim)  # a model without a divergence has none
+        checks.at_least(0, control_dim=control_dim, num_flows=num_flows)
         checks.choice("kl", kl, ("auto", "analytic", "sampled"))
         checks.choice("objective", objective, ("elbo", "iwae", "fivo"))
         checks.choice("scaling", scaling, ("feature", "global", "none"))

@@ -95,7 +95,7 @@ class VariationalAutoencoder(StateSpaceModel):
             free_bits=free_bits,
             **kwargs,
         )
-        checks.at_least(1, latent_dim=latent_dim, hidden_dim=hidden_dim, num_layers=num_layers)
+        checks.at_least(1, hidden_dim=hidden_dim, num_layers=num_layers)
         self.guide = MLP(hidden_dim, 2 * latent_dim, num_layers=num_layers, name="guide")
         self.emission = MLP(hidden_dim, num_layers=num_layers, name="emission")
         self.create_weights()

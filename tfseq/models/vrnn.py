@@ -120,7 +120,7 @@ class VariationalRNN(StateSpaceModel):
             **kwargs,
         )
         checks.choice("variant", variant, ("vrnn", "vrnn-i", "storn"))
-        checks.at_least(1, latent_dim=latent_dim, rnn_units=rnn_units, hidden_dim=hidden_dim, num_layers=num_layers)
+        checks.at_least(1, rnn_units=rnn_units, hidden_dim=hidden_dim, num_layers=num_layers)
         self.variant, self.guide_is_causal = variant, variant != "storn"
 
         def network(name: str, out_dim: int | None = None) -> MLP:
