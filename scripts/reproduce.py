@@ -102,7 +102,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         **_JSB,
         "model": "vrnn",
         "hyperparameters": {"objective": "fivo", "train_samples": 4, "latent_dim": 32, "rnn_units": 256, "num_layers": 1},
-        "training": {**_JSB["training"], "kl_warmup": 500, "epochs": 400, "weight_decay": 0.2, "augmented_epochs": 300},
+        "training": {**_JSB["training"], "kl_warmup": 500, "epochs": 100, "weight_decay": 0.2, "augmented_epochs": 80},
         "evaluation": {"num_samples": 128, "num_particles": 4},
     },
     "rnn-nade-jsb": {

@@ -1,7 +1,7 @@
 """The documented REST and gRPC API, over sockets, with the official stubs; on the development server, or on a real TF Serving.
 
-    python tests/serve/served.py /tmp/models
-    docker run --rm -p 8500:8500 -p 8501:8501 -v /tmp/models:/models tensorflow/serving \
+    python tests/serve/served.py FOLDER
+    docker run --rm -p 8500:8500 -p 8501:8501 -v FOLDER:/models tensorflow/serving \
         --model_config_file=/models/models.config --allow_version_labels_for_unavailable_models=true
     TFSEQ_SERVING_URL=http://localhost:8501 pytest tests/serve/test_contract.py
 
