@@ -21,6 +21,7 @@ from tfseq.evaluation import (
 )
 from tfseq.models.dmm import DeepMarkovModel
 from tfseq.models.hmm import HiddenMarkovModel
+from tfseq.models.vae import VariationalAutoencoder
 
 
 def test_the_three_conventions_follow_from_the_bounds_of_each_sequence(rng: np.random.Generator) -> None:
@@ -217,6 +218,15 @@ class Bounded:
     def filter_log_prob(self, batch: Any, num_particles: int, seed: Any) -> np.ndarray:
         assert num_particles == 7 and np.shape(seed) == (2,)
         return -(batch["row"].numpy() + 0.5)
+
+
+@pytest.mark.usefixtures("eager")
+def test_the_particle_filter_of_a_model_is_asked_by_its_own_signature(rng: np.random.Generator) -> None:
+    model, data = VariationalAutoencoder.tiny(), Sequences([(rng.random((n, 3)) < 0.5).astype(np.float32) for n in (2, 1)])
+    found = evaluate(model, data, num_samples=2, num_particles=3)
+    again = evaluate(model, data, num_samples=2, num_particles=3, batch_size=1)
+    assert found["fivo_per_step"] == pytest.approx(again["fivo_per_step"], rel=1e-5)
+    assert found["num_particles"] == 3
 
 
 def test_bounds_of_real_values_also_per_sequence_and_by_a_particle_filter() -> None:

@@ -131,7 +131,9 @@ def evaluate(
     if num_particles:
         estimate = np.zeros(len(data))
         for batch in stream(replace(data, y=None), batch_size):
-            estimate[batch["row"].numpy()] = np.asarray(model.filter_log_prob(batch, num_particles, _key(seed)))
+            estimate[batch["row"].numpy()] = np.asarray(
+                model.filter_log_prob(batch, num_particles=num_particles, seed=_key(seed))
+            )
         result["fivo_per_step"], result["fivo_standard_error"] = _per_step(-estimate, lengths)
         result["num_particles"] = num_particles
     if forecast_steps:
