@@ -221,6 +221,7 @@ class Bounded:
 
 
 @pytest.mark.usefixtures("eager")
+@pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")  # of tf.data
 def test_the_particle_filter_of_a_model_is_asked_by_its_own_signature(rng: np.random.Generator) -> None:
     model, data = VariationalAutoencoder.tiny(), Sequences([(rng.random((n, 3)) < 0.5).astype(np.float32) for n in (2, 1)])
     found = evaluate(model, data, num_samples=2, num_particles=3)
