@@ -97,7 +97,7 @@ class Batcher:
             raise ServingError(StatusCode.UNAVAILABLE, f"The queue is full: {self.waiting} requests wait.")
         loop = asyncio.get_running_loop()
         sizes = {value.shape[0] if value.ndim else None for value in inputs.values()}
-        max_rows = servable.batching.max_batch_size or self._max_rows
+        max_rows = min(self._max_rows, servable.batching.max_batch_size or self._max_rows)
         joins = max_rows > 1 and signature.batches and signature.name not in servable.alone
         job = _Job(servable, signature, inputs, loop.create_future(), loop.time(), loop.time() + seconds)
         if joins and len(sizes) > 1:
