@@ -59,3 +59,13 @@ def test_padding_puts_zeros_on_the_right_and_keeps_the_dtype() -> None:
         assert padded.dtype == np.int32
         np.testing.assert_array_equal(padded[..., 0], [[1, 2, *[0] * (width - 2)], [0] * width])
     assert masking.pad([rows[1]]).shape == (1, 1, 1)  # a batch has at least one step
+
+
+def test_steps_beyond_a_row_s_own_are_zero_also_behind_a_sample_axis() -> None:
+    x = np.random.default_rng(0).normal(size=(4, 3, 5, 2))
+    keep = np.arange(5) < LENGTHS[:, None]
+    found = masking.until(tf.constant(x), tf.constant(LENGTHS), 2)
+    np.testing.assert_array_equal(found, np.where(keep[:, None, :, None], x, 0.0))
+    np.testing.assert_array_equal(
+        masking.until(tf.constant(x[:, 0, :, 0]), tf.constant(LENGTHS)), np.where(keep, x[:, 0, :, 0], 0.0)
+    )

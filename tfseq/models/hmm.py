@@ -26,7 +26,7 @@ from tfseq.layers.tables import ProbabilityTable, stationary
 from tfseq.models.base import FROM_DATA, Batch, Endpoint, Terms, counts, graph
 from tfseq.models.closed_form import ClosedFormModel
 from tfseq.ops import chains, random
-from tfseq.ops.masking import fill, lengths_to_mask, mask_to_lengths, some_steps
+from tfseq.ops.masking import fill, lengths_to_mask, mask_to_lengths, some_steps, until
 from tfseq.ops.scan import loop
 from tfseq.ops.tracing import compiled
 
@@ -1150,10 +1150,6 @@ class HiddenMarkovModel(ClosedFormModel):
 
         def cut(given: dict[str, tf.Tensor], a: tf.Tensor) -> tf.Tensor:
             return a[:, : tf.shape(given["x"])[1]]
-
-        def until(a: tf.Tensor, num_steps: tf.Tensor) -> tf.Tensor:
-            """Zeros after each row's own number of steps."""
-            return fill(a, lengths_to_mask(num_steps, tf.shape(a)[1]))
 
         def score(**given: tf.Tensor) -> dict[str, tf.Tensor]:
             return {"log_prob": self._log_prob(batch(given))}

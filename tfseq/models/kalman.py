@@ -24,7 +24,7 @@ from tfseq import checks
 from tfseq.models.base import FROM_DATA, Batch, Endpoint, Terms, counts, graph
 from tfseq.models.closed_form import ClosedFormModel
 from tfseq.ops import kalman, random
-from tfseq.ops.masking import fill, lengths_to_mask
+from tfseq.ops.masking import fill, lengths_to_mask, until
 from tfseq.ops.tracing import wide
 
 Noise = Literal["diagonal", "full"]
@@ -512,11 +512,6 @@ class LinearGaussianModel(ClosedFormModel):
             entries: Batch = {name: given[name] for name in ("x", "observed", "seed") if name in given}
             entries.setdefault("seed", tf.zeros([tf.shape(given["x"])[0], 2], tf.int32))
             return self.complete({**entries, "mask": lengths_to_mask(given["lengths"], tf.shape(given["x"])[1])})
-
-        def until(x: tf.Tensor, num_steps: tf.Tensor, axis: int = 1) -> tf.Tensor:
-            """Zeros after each row's own number of steps."""
-            keep = lengths_to_mask(num_steps, tf.shape(x)[axis])
-            return fill(x, keep if axis == 1 else tf.repeat(keep[:, None], num_samples, 1))
 
         def score(**given: tf.Tensor) -> dict[str, tf.Tensor]:
             return {"log_prob": self._log_prob(batch(given))}

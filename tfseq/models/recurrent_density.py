@@ -66,7 +66,6 @@ class RecurrentDensity(StateSpaceModel):
     """
 
     has_kl = False
-    guide_is_causal = True
 
     def __init__(
         self,

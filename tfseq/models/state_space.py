@@ -22,7 +22,7 @@ from tfseq.layers import heads
 from tfseq.models.base import Batch, Endpoint, SequenceModel, Terms, counts, graph
 from tfseq.ops import bounds, particles, random
 from tfseq.ops.linear import project
-from tfseq.ops.masking import fill, lengths_to_mask, mask_to_lengths, masked_sum, some_steps
+from tfseq.ops.masking import fill, lengths_to_mask, mask_to_lengths, masked_sum, some_steps, until
 from tfseq.ops.scan import Multiply, loop, scan
 
 HeadName = Literal["bernoulli", "normal", "mixture", "pen", "poisson", "categorical", "nade", "rbm"]
@@ -722,13 +722,15 @@ class StateSpaceModel(SequenceModel):
             before = tf.where(step[:, None] == 0, self._silence(rows), self.encoded(state["previous"]))
             known["previous"] = tf.repeat(before[:, None], num, 1)
         recursion, encoded = self.recursion(), self.encoded(x)
-        features = tuple(a[:, None] for a in self.features(encoded))
         prior_mean, prior_stddev = mean, stddev = self.prior(carried, known, tf.repeat((step == 0)[:, None], num, 1))
         if self.guide_is_causal:
             now = {"encoded": encoded[None], "mask": tf.fill([1, rows], True), "seed": seed} | (
                 {} if u is None else {"u": u[None]}
             )
-            mean, stddev = recursion.propose(tuple(a[0][:, None] for a in self.read(now)[0]), carried, project)
+            context, features = (tuple(a[0][:, None] for a in part) for part in self.read(now))
+            mean, stddev = recursion.propose(context, carried, project)
+        else:
+            features = tuple(a[:, None] for a in self.features(encoded))
         z = mean + stddev * noise
         embedded = recursion.embed(carried, z, project)
         weight = self.head.log_prob(self.emit(carried, embedded, known), x[:, None])
@@ -783,11 +785,6 @@ class StateSpaceModel(SequenceModel):
 
         def impute(**given: tf.Tensor) -> dict[str, tf.Tensor]:
             return {"x": self._impute(batch(given), tf.constant(1))[:, 0, : tf.shape(given["x"])[1]]}
-
-        def until(x: tf.Tensor, num_steps: tf.Tensor, axis: int) -> tf.Tensor:
-            """Zeros after each row's own number of steps."""
-            keep = lengths_to_mask(num_steps, tf.shape(x)[axis])
-            return fill(x, keep if axis == 1 else tf.repeat(keep[:, None], num_samples, 1))
 
         def forecast(**given: tf.Tensor) -> dict[str, tf.Tensor]:
             num_steps = given["num_steps"]

@@ -43,6 +43,12 @@ def fill(x: tf.Tensor, keep: tf.Tensor, value: tf.Tensor | float = 0.0) -> tf.Te
     return tf.where(keep, x, tf.cast(value, x.dtype))
 
 
+def until(x: tf.Tensor, num_steps: tf.Tensor, axis: int = 1) -> tf.Tensor:
+    """x with zeros after each row's own number of steps `[B]`; time is axis 1, or 2 behind a sample axis."""
+    keep = lengths_to_mask(num_steps, tf.shape(x)[axis])
+    return fill(x, keep if axis == 1 else keep[:, None])
+
+
 def some_steps(x: tf.Tensor) -> tf.Tensor:
     """x `[B, T, ...]`, with a step of zeros where it has none: a loop over time makes one at least."""
     return tf.pad(x, [[0, 0], [0, tf.maximum(0, 1 - tf.shape(x)[1])], *[[0, 0]] * (x.shape.rank - 2)])
