@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,16 @@ def relu(x: Array) -> Array:
 def value(weight: Any) -> Array:
     """A Keras weight as float64."""
     return np.asarray(weight, np.float64)
+
+
+def slope(objective: Callable[[], Any], weight: Any, direction: Array, step: float = 1e-5) -> float:
+    """Derivative of `objective()` as a float64 weight moves along a direction, by a central difference; it ends where it was."""
+    start, ends = value(weight), []
+    for sign in (1.0, -1.0):
+        weight.assign(start + sign * step * direction)
+        ends.append(float(objective()))
+    weight.assign(start)
+    return (ends[0] - ends[1]) / (2.0 * step)
 
 
 def dense(layer: Any, x: Array) -> Array:
