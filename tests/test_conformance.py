@@ -304,8 +304,8 @@ def test_values_out_of_range_are_a_clear_error(trained: SequenceModel) -> None:
 def test_two_replicas_make_the_step_of_one(
     make: Callable[..., SequenceModel], clip_norm: float | None, strategy: tf.distribute.Strategy
 ) -> None:
-    if clip_norm is not None and make.is_variant:
-        pytest.skip("clipping is the base class's: one shape of each model shows it")
+    if clip_norm is not None and not make.is_first:
+        pytest.skip("clipping is the base class's: one model of each family shows it")
     # SGD: Adam would hide a wrong scale, and so does a clip that is always active, which has its own case
     weights, logs = [], []
     for scope in (tf.distribute.get_strategy().scope(), strategy.scope()):
@@ -357,25 +357,27 @@ def test_a_model_has_its_own_dtype_policy_made_saved_and_loaded(
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(make: Callable[..., SequenceModel], tmp_path: Path) -> None:
+    if make.is_variant and not getattr(make(), "chains", None):
+        pytest.skip("what a variant adds to a checkpoint are chains: one shape of each other model shows it")
     sequences = as_sequences(examples(make()))
     settings: dict[str, Any] = {
-        "epochs": 3,
+        "epochs": 2,
         "batch_size": 2,
         "weight_decay": 0.1,
         "average": 0.9,
         "kl_warmup": 3,
-        "augmented_epochs": 2,
+        "augmented_epochs": 1,
         "progress": False,
     }
     if getattr(make(), "window", None):  # texts are read by windows of lanes, which nothing varies
         settings["augmented_epochs"] = 0
     weights = []
-    for folder, limits in (("whole", [float("inf")]), ("parts", [1e-9, 1e-9, float("inf")])):
+    for folder, limits in (("whole", [float("inf")]), ("parts", [1e-9, float("inf")])):
         keras.utils.set_random_seed(0)
         model = make()
         for i, limit in enumerate(limits):  # a limit of no time stops after one epoch
             run = tfseq.train(model, sequences, sequences, out=tmp_path / folder, max_minutes=limit, resume=i > 0, **settings)
-        assert len(run.history) == 3
+        assert len(run.history) == 2
         weights.append((tfseq.load(tmp_path / folder / "checkpoints" / "last.keras").get_weights(), run.model.get_weights()))
     for whole, parts in zip(*weights, strict=True):
         for a, b in zip(whole, parts, strict=True):
