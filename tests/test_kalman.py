@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import keras
@@ -13,6 +14,7 @@ from reference import condition, softplus, value
 from tfseq.data.batching import Sequences
 from tfseq.models.kalman import LinearGaussianModel
 from tfseq.ops import kalman
+from tfseq.ops.tracing import single_precision
 
 LENGTHS = [5, 3, 0]
 MEAN, STDDEV = [1.0, -20.0, 3.0], [0.5, 10.0, 2.0]
@@ -260,6 +262,27 @@ def test_padding_and_the_batch_change_no_draw(data: dict[str, np.ndarray], rng: 
         np.testing.assert_allclose(alone, drawn[1:2], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_devices_compute_the_same_without_factorisations(
+    kind: str, data: dict[str, np.ndarray], rng: np.random.Generator, eager: None
+) -> None:
+    model, seen, x = model_of(kind, rng, latent_dim=3), seen_of(data), np.nan_to_num(data["x"])
+
+    def answers() -> list[tf.Tensor]:
+        state = model.init_state(3)
+        for t in range(2):
+            state = model.filter_step(x[:, t], state, observed=seen[:, t])
+        found = [*model.filter(data), *model.posterior(data), *model.forecast_moments(data, num_steps=2), *state.values()]
+        completed = model.impute({**data, "observed": seen}, num_samples=2, seed=[0, 1])
+        return [*found, completed, model.forecast(data, num_steps=2, num_samples=2, seed=[0, 1])]
+
+    wanted = answers()
+    with single_precision():
+        found = answers()
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
 # Numbers --------------------------------------------------------------------------------------------------------------
 
 
@@ -284,7 +307,10 @@ def test_gradients_are_finite_differences(kind: str, data: dict[str, np.ndarray]
         np.testing.assert_allclose(np.sum(gradient * direction), (sides[0] - sides[1]) / 2e-6, rtol=1e-5, atol=1e-6)
 
 
-def test_float32_keeps_likelihoods_where_noise_is_a_thousandth_of_the_signal(rng: np.random.Generator, eager: None) -> None:
+@pytest.mark.parametrize("context", [contextlib.nullcontext, single_precision])  # the latter on devices
+def test_float32_keeps_likelihoods_where_noise_is_a_thousandth_of_the_signal(
+    context: Any, rng: np.random.Generator, eager: None
+) -> None:
     """Three features of two states with noise 1e-3: S = C P C' + R has a condition of 1e6, and its float32 inverse no digits."""
     p = kalman.Parameters(
         *(np.zeros(2), np.eye(2), 0.7 * np.eye(2) + 0.1, np.zeros(2), 0.4 * np.eye(2)),
@@ -295,16 +321,39 @@ def test_float32_keeps_likelihoods_where_noise_is_a_thousandth_of_the_signal(rng
         z = z @ p.transition.T + 0.4 * rng.normal(size=z.shape)
         x.append(z @ p.emission.T + 1e-3 * rng.normal(size=[4, 3]))
     mask, x32 = tf.ones([60, 4], tf.bool), np.asarray(x, np.float32)
-    wide, single = (
-        kalman.filter(kalman.Parameters(*(tf.constant(a, dtype) for a in p)), tf.constant(x32, dtype), mask)
-        for dtype in ("float64", "float32")
-    )
+
+    def filtered(dtype: str) -> kalman.Filtered:
+        return kalman.filter(kalman.Parameters(*(tf.constant(a, dtype) for a in p)), tf.constant(x32, dtype), mask)
+
+    wide = filtered("float64")
+    with context():
+        single = filtered("float32")
     # the data themselves, rounded to float32 where noise is 1e-3, carry an error of 1e-4 of the noise
     np.testing.assert_allclose(tf.reduce_mean(single.log_prob, 0), tf.reduce_mean(wide.log_prob, 0), atol=2e-5)
     np.testing.assert_allclose(single.filtered.mean, wide.filtered.mean, atol=5e-6)
     covariances = [np.asarray(kalman.square(found.filtered.root)) for found in (single, wide)]
     assert (np.linalg.eigvalsh(covariances[0].astype(np.float64)) > 0.0).all()
     np.testing.assert_allclose(*covariances, rtol=1e-4, atol=1e-10)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_plain_factorisations_are_as_exact_as_float32_is(scale: float, rng: np.random.Generator) -> None:
+    a = np.concatenate([scale * rng.normal(size=[5, 4]), np.eye(4)]).astype(np.float32)
+    b = rng.normal(size=[2, 4, 3]).astype(np.float32)
+    with single_precision():
+        q, r = (np.asarray(part) for part in kalman._qr(tf.constant(a)))
+        solved = [np.asarray(kalman._solve(tf.constant(r), tf.constant(b), transposed)) for transposed in (False, True)]
+    right = np.linalg.qr(a.astype(np.float64)).R
+    right *= np.sign(np.diag(right))[:, None]
+    np.testing.assert_allclose(q.T @ q, np.eye(4), atol=1e-6)
+    np.testing.assert_allclose(r, right, atol=1e-6 * np.abs(right).max())
+    for x, of in zip(solved, (r, r.T), strict=True):
+        np.testing.assert_allclose(of.astype(np.float64) @ x, b, rtol=1e-5, atol=1e-5)
+    tied = a[:2].T @ a[:2]  # of rank 2: two of its eigenvalues are rounding, of any sign
+    for covariance in (tied, tied - 1e-8 * scale**2 * np.eye(4, dtype=np.float32), np.zeros([4, 4], np.float32)):
+        with single_precision():
+            root = kalman.root_of(tf.constant(covariance))
+        np.testing.assert_allclose(kalman.square(root), covariance, atol=2e-6 * scale**2 * np.abs(a[:2]).max())
 
 
 def test_long_padding_of_an_unstable_system_is_harmless(rng: np.random.Generator, eager: None) -> None:

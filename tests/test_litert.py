@@ -63,6 +63,30 @@ def test_labels_are_left_out_and_named_beside(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "names.json").read_text())["classes"] == ["A", "B"]
 
 
+def test_a_kalman_filter_runs_on_a_device_as_here(rng: np.random.Generator, eager: None, tmp_path: Path) -> None:
+    model = tfseq.LinearGaussianModel.tiny(transition_noise="full", observation_noise="full")
+    for weight in model.trainable_weights:
+        weight.assign(weight + 0.3 * rng.normal(size=weight.shape))
+    litert.convert(model, tmp_path, signatures=["init_state", "filter_step", "impute"], length=6)
+    x, step = rng.normal(size=[1, 30, 3]).astype(np.float32), {}
+    state = run(tmp_path, "init_state", seed=np.zeros((1, 2), np.int32))
+    wanted = model.filter(x)
+    device = litert.interpreter((tmp_path / "filter_step.tflite").read_bytes()).get_signature_runner("filter_step")
+    for t in range(30):
+        step = device(x=x[:, t], **state)
+        state = {key: step[key] for key in state}
+        np.testing.assert_allclose(step["log_prob"], wanted.log_prob[:, t], rtol=1e-4)
+    np.testing.assert_allclose(step["filtered_mean"], wanted.mean[:, -1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(step["filtered_covariance"], wanted.covariance[:, -1], rtol=1e-4, atol=1e-6)
+
+
+def test_what_has_no_elements_is_left_out(tmp_path: Path) -> None:
+    model = tfseq.VariationalAutoencoder.tiny()  # its particles remember nothing
+    found = litert.convert(model, tmp_path, model.endpoints(1, 4), signatures=["init_state", "filter_step"])["signatures"]
+    assert set(found["init_state"]["outputs"]) == {"log_weights", "step"}
+    assert set(found["filter_step"]["inputs"]) == {"x", "log_weights", "step", "seed"}
+
+
 @pytest.mark.parametrize("weights", ["float16", "int8"])
 def test_smaller_weights_are_smaller_files(weights: Any, tmp_path: Path) -> None:
     model = tfseq.RBM.tiny(num_visible=64, num_hidden=48)
@@ -83,6 +107,11 @@ def test_smaller_weights_are_smaller_files(weights: Any, tmp_path: Path) -> None
             r"it needs tf\.UniqueV2.*Flex",
         ),
         (lambda x: {"y": tf.math.erfinv(x)}, tf.TensorSpec([4], tf.float32, "x"), r"it needs tf\.Erfinv"),
+        (
+            lambda x: {"y": tf.map_fn(lambda n: tf.boolean_mask(x, x > n), x)},
+            tf.TensorSpec([4], tf.float32, "x"),
+            r"'tf\.TensorListReserve' op requires element_shape to be",
+        ),
         (lambda x: {"y": tf.strings.length(x)}, tf.TensorSpec([1], tf.string, "x"), "x takes strings"),
     ],
 )

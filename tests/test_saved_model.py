@@ -248,7 +248,7 @@ def stop(*_, **__):
     print("here", flush=True)
     time.sleep(600)
 module, name = {
-    "graph": (saved_model, "check_servable"), "page": (saved_model, "_flush"), "named": (documents, "write_models_config")
+    "graph": (saved_model, "check_servable"), "page": (saved_model, "flush"), "named": (documents, "write_models_config")
 }[moment]
 setattr(module, name, stop)
 export(serving(), folder)

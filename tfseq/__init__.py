@@ -14,6 +14,8 @@ _WHERE = {
     "DATASETS": "tfseq.data",
     "load_dataset": "tfseq.data",
     "Sequences": "tfseq.data.batching",
+    "Shards": "tfseq.data.shards",
+    "write_shards": "tfseq.data.shards",
     "MODELS": "tfseq.models",
     "SequenceTagger": "tfseq.models.tagger",
     "SequenceClassifier": "tfseq.models.classifier",
@@ -39,6 +41,7 @@ __all__ = ["__version__", *_WHERE]
 if TYPE_CHECKING:
     from tfseq.data import DATASETS, load_dataset
     from tfseq.data.batching import Sequences
+    from tfseq.data.shards import Shards, write_shards
     from tfseq.evaluation import evaluate
     from tfseq.exporting.saved_model import export
     from tfseq.models import MODELS

@@ -8,6 +8,8 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 
 def nearest(name: str, options: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the option closest to `name`, or nothing."""
@@ -27,6 +29,21 @@ def at_least(low: int, **arguments: Any) -> None:
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
             raise ValueError(f"`{name}` must be a whole number of at least {low}; received {value!r}.")
+
+
+def at_most(high: int, **arguments: Any) -> None:
+    """Raises where an argument is more than `high`."""
+    for name, value in arguments.items():
+        if value > high:
+            raise ValueError(f"`{name}` must be at most {high}; received {value}.")
+
+
+def array(argument: str, value: Any) -> np.ndarray:
+    """`value` as an array of whatever it holds; raises where it is none, such as rows of different lengths."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{argument}` must be an array, or rows of one length; NumPy says: {error}.") from error
 
 
 def positive(**arguments: Any) -> None:

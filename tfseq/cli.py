@@ -33,12 +33,14 @@ from tfseq.checks import nearest
 from tfseq.data import DATASETS, FILES, SPLITS, load_dataset, splits_of
 from tfseq.files import replace_file
 from tfseq.models import MODELS
+from tfseq.workers import run_workers
 
 if TYPE_CHECKING:
     import numpy as np
     from jsonargparse import ArgumentParser, Namespace
 
     from tfseq.data import Sequences
+    from tfseq.data.shards import Shards
     from tfseq.models.base import SequenceModel
     from tfseq.models.language_model import LanguageModel
     from tfseq.models.reader import Reader
@@ -50,12 +52,13 @@ FORECAST_SAMPLES = 200  # continuations whose quantiles a forecast has
 _OWN_DATA = (
     "a .csv or .npz file, a text (.txt), texts with labels or translations (.tsv), labelled tokens (.conll, .conllu, .json), DNA "
     "(.fasta), a recording (.wav), a folder with train.csv (valid.csv, test.csv) or files of another of these kinds, or one of "
-    "IDX files of pictures (train-images..., train-labels..., t10k-...), or of WAV, MIDI or MusicXML files"
+    "IDX files of pictures (train-images..., train-labels..., t10k-...), or of WAV, MIDI or MusicXML files, or of shards"
 )
+_PIECE = 1 << 14  # tokens of a sequence of shards that is a piece of a long text
 _LONGEST_LINE = 1 << 24  # bytes of a line of text to predict of
 _HEADER = "# Written by tfseq. Repeat this run: tfseq train --config THIS_FILE\n"
 _PICTURES = (".png", ".svg", ".pdf")
-_NOT_OF_THE_RUN = {"out", "config", "preset", "data_dir"}
+_NOT_OF_THE_RUN = {"out", "config", "preset", "data_dir", "workers"}
 """Flags of `train` that say where things are; `--resume` may set them anew."""
 
 
@@ -155,10 +158,13 @@ def _columns(rows: Iterable[tuple[str, str]]) -> list[str]:
     return [f"  {name:{width}}  {text}" for name, text in rows]
 
 
-def import_tensorflow() -> None:
+def import_tensorflow(in_cluster: bool = False) -> None:
     """Imports TensorFlow without its start-up notes on standard error, unless the user set TF_CPP_MIN_LOG_LEVEL.
 
     TensorFlow 2.21 prints some of them before it reads that variable, so the file descriptor is pointed elsewhere.
+
+    Args:
+        in_cluster: whether all that follows happens on every worker of `TF_CONFIG`, where it is set.
     """
     if "tensorflow" in sys.modules:
         return
@@ -168,6 +174,10 @@ def import_tensorflow() -> None:
             stack.enter_context(_silent_descriptor(2))
         import tensorflow as tf
 
+        if in_cluster and "TF_CONFIG" in os.environ:
+            from tfseq.models.replicas import strategy_of_cluster
+
+            tf.distribute.experimental_set_strategy(strategy_of_cluster())
         tf.config.list_logical_devices()  # looks for GPUs, and says so
 
 
@@ -348,6 +358,84 @@ def list_datasets(arguments: list[str]) -> None:
     print("\n".join(_columns((name, entry.summary) for name, entry in DATASETS.items())))
 
 
+# Shards -------------------------------------------------------------------------------------------------------------
+
+
+def data(arguments: list[str]) -> None:
+    """`tfseq data`."""
+    import_tensorflow()
+    from tfseq.data.shards import Shards, splits_in, write_shards
+
+    parser = make_parser("data")
+    parser.add_argument(
+        "action", choices=["shard", "check"], help="write shards, or read all shards of a folder and compare them"
+    )
+    parser.add_argument(
+        "--data",
+        type=str,
+        nargs="+",
+        required=True,
+        help=f"data set, or {_OWN_DATA}; several follow each other, so that each fits into memory, where a .txt file need not",
+    )
+    parser.add_argument("--data_dir", type=str, help="folder of already downloaded data files; TFSEQ_DATA where not given")
+    parser.add_argument("--split", choices=SPLITS, help="the only part to write (default: all that the data have)")
+    parser.add_argument("--out", type=str, help="folder to write, for `tfseq train MODEL --data`")
+    parser.add_argument("--unit", choices=["words", "characters"], help="what to cut texts into (default: characters; words, "
+                        "where they have labels or translations)")  # fmt: skip
+    parser.add_argument("--num_shards", type=int, default=32, help="files of a split")
+    chosen = parse(parser, arguments)
+    names = [_check_data(name) for name in chosen.data]
+    splits = [split for split in SPLITS if split == (chosen.split or split) and split in splits_of(names[0])]
+    if not splits:
+        raise UsageError(f"--split must be one that {names[0]} has: {', '.join(splits_of(names[0]))}; received {chosen.split}.")
+    if chosen.action == "check":
+        for split in splits:
+            Shards(names[0], split).check()
+        print(f"{names[0]} is as it was written")
+        return
+    if chosen.out is None:
+        raise UsageError("Missing: --out.")
+    if there := sorted(set(splits) & set(splits_in(chosen.out))):
+        raise ValueError(f"--out must be without these splits; {chosen.out} has shards of {', '.join(there)} already.")
+    for split in splits:
+        parts = [name for name in names if split in splits_of(name)]
+        about, blocks = _in_tokens(parts, split, chosen.data_dir, chosen.unit)
+        with _working(f"Writing {split}"):
+            shards = write_shards(blocks, chosen.out, split=split, num_shards=chosen.num_shards, **about)
+        words = f" of {shards.unit}" if shards.unit else ""
+        print(f"{split}: {len(shards)} sequences{words}, {int(shards.lengths.sum())} steps, {shards.num_bytes / 1e6:.1f} MB")
+    print("next:", *_columns([(f"tfseq train MODEL --data {shlex.quote(chosen.out)}", "read them as they are needed")]), sep="\n")
+
+
+def _in_tokens(
+    names: Sequence[str], split: str, data_dir: str | None, unit: str | None
+) -> tuple[dict[str, Any], Iterator[Sequences]]:
+    """What `write_shards` is told of texts; and the data sets one after the other, texts cut into tokens."""
+    from tfseq.data.shards import long_texts
+    from tfseq.layers.text import tokenize
+    from tfseq.models.reader import is_raw, tokens_of
+
+    def uncut() -> Iterator[Sequences]:
+        for name in names:
+            yield from long_texts(name, split) or [load_dataset(name, split, data_dir=data_dir)]
+
+    def cut(block: Sequences) -> Sequences:
+        fields = [name for name in ("x", "target") if is_raw(getattr(block, name))]
+        found: dict[str, Any] = {name: tokens_of(getattr(block, name), lambda text: tokenize(text, kind)) for name in fields}
+        if pieces:  # of which each lane of a language model keeps some in memory
+            found["x"] = [x[i : i + _PIECE] for x in found["x"] for i in range(0, len(x), _PIECE)]
+        return replace(block, names=(), **found) if found else block
+
+    blocks = uncut()
+    first = next(blocks)
+    if not (is_raw(first.x) or is_raw(first.target)):
+        return {}, itertools.chain([first], blocks)
+    has_labels = first.y is not None or first.target is not None
+    kind: Literal["words", "characters"] = "words" if unit == "words" or (unit is None and has_labels) else "characters"
+    pieces = len(first) == 1 and not has_labels  # one text
+    return {"unit": kind, "pieces": pieces}, map(cut, itertools.chain([first], blocks))
+
+
 # Training -----------------------------------------------------------------------------------------------------------
 
 
@@ -368,7 +456,11 @@ def train(arguments: list[str]) -> None:
         raise UsageError(f"There is no model {name!r}.{nearest(name, MODELS)} Models: {', '.join(MODELS)}.")
     if "preset" in settings:
         raise UsageError(f"{file} names a preset, which only the flag --preset can do.")
-    import_tensorflow()
+    data = _value_of(rest, "--data") or settings.get("data")
+    if _num_workers(rest) > 1 and data and "TF_CONFIG" not in os.environ:
+        out = Path(_value_of(rest, "--out") or settings.get("out") or _new_folder(name, data))
+        sys.exit(_launch(["train", *arguments, "--out", str(out)], _num_workers(rest), out, resume))
+    import_tensorflow(in_cluster=True)
     parser = train_parser(name)
     chosen = parse(parser, _with_preset(parser, name, rest))
     if chosen.model.name != name:
@@ -378,7 +470,9 @@ def train(arguments: list[str]) -> None:
         _check_unchanged(parse(parser, rest[:2]), chosen)
     out = Path(chosen.out or _new_folder(name, chosen.data))
     _check_folder(out, resume)
-    _report(*_train(chosen, out), out, splits_of(chosen.data))
+    found = _train(chosen, out)
+    if _is_chief():
+        _report(*found, out, splits_of(chosen.data))
 
 
 def train_parser(name: str) -> ArgumentParser:
@@ -395,6 +489,7 @@ def train_parser(name: str) -> ArgumentParser:
     if hasattr(model, "vectors_from"):
         parser.add_argument("--vectors", type=str, help="text file of word vectors (GloVe, word2vec, fastText) to start from")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its settings")
+    parser.add_argument("--workers", type=int, default=1, help="processes of this machine that share the rows of every batch")
     add_signature(parser.add_argument_group("training"), train, train, skip=("out", "resume"))
     group = parser.add_argument_group(f"the model {name}")
     group.add_argument("--model.name", choices=[*MODELS], default=name, help="for config files: the model")
@@ -426,6 +521,34 @@ def _value_of(arguments: Sequence[str], flag: str) -> str | None:
         if name == flag:
             found = value if equals else following
     return found
+
+
+def _is_chief() -> bool:
+    """Whether this process prints and writes, of the workers that train together."""
+    import tensorflow as tf
+
+    from tfseq.models.replicas import is_chief
+
+    return is_chief(tf.distribute.get_strategy())
+
+
+def _num_workers(arguments: Sequence[str]) -> int:
+    """`--workers`."""
+    text = _value_of(arguments, "--workers") or "1"
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--workers must be a whole number of at least 1; received {text!r}.")
+    return int(text)
+
+
+def _launch(command: Sequence[str], num_workers: int, out: Path, resume: bool) -> int:
+    """Trains in several processes; the exit code. They go on from the last checkpoint where they have to begin again."""
+    starts = itertools.count()
+
+    def command_now() -> list[str]:
+        again = ["--resume"] if next(starts) and not resume and _checkpoint(out).is_file() else []
+        return [sys.executable, "-m", "tfseq", *command, *again]
+
+    return run_workers(command_now, num_workers, out / "workers")
 
 
 def _resumable(arguments: Sequence[str]) -> Path:
@@ -467,10 +590,11 @@ def read_config(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"There is no config file {path}.")
     try:
         found = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no readable YAML file ({error}).") from error
+    except Exception as error:  # PyYAML raises whatever a wrong date, number or depth of nesting leads to
+        raise ValueError(f"{path} is no readable YAML file ({type(error).__name__}: {error}).") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold settings, NAME: VALUE; received {str(found)[:50]!r}.")
+        received = found[:50] if isinstance(found, str) else type(found).__name__
+        raise ValueError(f"{path} must hold settings, NAME: VALUE; received {received!r}.")
     return found
 
 
@@ -525,21 +649,39 @@ def _train(chosen: Namespace, out: Path) -> tuple[Run, Sequences]:
     """Data, model, config.yaml, training: the run, and what it was trained on."""
     import keras
 
+    from tfseq.data import Sequences
     from tfseq.training import train
 
-    data = load_dataset(chosen.data, "train", data_dir=chosen.data_dir)
-    validation = load_dataset(chosen.data, "valid", data_dir=chosen.data_dir) if "valid" in splits_of(chosen.data) else None
-    _check_suits(chosen.model, data)
-    _advise_unit(chosen.model, data)
+    data: Any = _streamed(chosen.data, "train", chosen.data_dir)
+    validation = _streamed(chosen.data, "valid", chosen.data_dir) if "valid" in splits_of(chosen.data) else None
+    if (unit := getattr(data, "unit", "")) and chosen.model.get("unit", unit) != unit:
+        raise ValueError(
+            f"--model.unit must be {unit}, into which the texts of {data.name} were cut; received {chosen.model.unit}."
+        )
+    seen = data if isinstance(data, Sequences) else data.sample()
+    _check_suits(chosen.model, seen)
+    _advise_unit(chosen.model, seen)
     keras.utils.set_random_seed(chosen.seed)
-    model = MODELS[chosen.model.name].from_data(data, **{k: v for k, v in chosen.model.as_dict().items() if k != "name"})
+    model_class = MODELS[chosen.model.name]
+    hyperparameters = {name: value for name, value in chosen.model.as_dict().items() if name != "name"}
+    if getattr(data, "pieces", False) and "ends" in model_class.from_data_arguments():
+        hyperparameters["ends"] = False
+    model = model_class.from_data(seen, **hyperparameters)
     if chosen.get("vectors") is not None:
         _start_from_vectors(model, Path(chosen.vectors))
-    _write_config(chosen, out)
+    if _is_chief():
+        _write_config(chosen, out)
     settings = {
         name: chosen[name] for name in inspect.signature(train).parameters if name not in ("model", "data", "validation", "out")
     }
-    return train(model, data, validation, out=out, **settings), data
+    return train(model, data, validation, out=out, **settings), seen
+
+
+def _streamed(name: str, split: str, data_dir: str | None) -> Sequences | Shards:
+    """A split of a data set; of a folder of shards, without taking it into memory."""
+    from tfseq.data.shards import Shards, splits_in
+
+    return Shards(name, split) if splits_in(name) else load_dataset(name, split, data_dir=data_dir)
 
 
 def _start_from_vectors(model: Any, path: Path) -> None:
@@ -600,7 +742,9 @@ def _write_config(chosen: Namespace, out: Path) -> None:
     """`config.yaml`: the whole configuration, except where the run lies."""
     import yaml
 
-    kept = {name: value for name, value in chosen.as_dict().items() if name not in ("config", "out", "preset", "resume")}
+    kept = {
+        name: value for name, value in chosen.as_dict().items() if name not in ("config", "out", "preset", "resume", "workers")
+    }
     with replace_file(out / "config.yaml") as path:
         path.write_text(_HEADER + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
 
@@ -1500,6 +1644,11 @@ class Command(NamedTuple):
 COMMANDS = {
     "models": Command(list_models, "models", "list the models"),
     "datasets": Command(list_datasets, "datasets", "list the data sets"),
+    "data": Command(
+        data,
+        "data shard --data NAME|FILE|FOLDER ... --out DIR [--num_shards N] [--unit words] | data check --data DIR",
+        "write data sets as shards, for `train` on what is larger than memory",
+    ),
     "train": Command(
         train,
         "train MODEL --data NAME|FILE|FOLDER [--out RUN] [--epochs N] [--model.X VALUE] [--resume] ...",

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfseq import checks
 from tfseq.data.batching import Sequences, stream
+from tfseq.data.shards import Shards
 from tfseq.models.base import SequenceModel
 from tfseq.models.energy import EnergyModel
 from tfseq.models.language_model import LanguageModel
@@ -52,7 +53,7 @@ CONVENTIONS = {
 
 def evaluate(
     model: SequenceModel,
-    data: Sequences,
+    data: Sequences | Shards,
     *,
     num_samples: int = 100,
     num_particles: int = 0,
@@ -63,7 +64,7 @@ def evaluate(
     num_chains: int = 100,
     num_temperatures: int = 14500,
     seed: int = 0,
-    baselines_from: Sequences | None = None,
+    baselines_from: Sequences | Shards | None = None,
 ) -> dict[str, Any]:
     """Likelihood of `data` under a model, in nats per step (lower is better): exact, or a bound in three conventions.
 
@@ -71,7 +72,7 @@ def evaluate(
 
     Args:
         model: a model with `bounds`, or with an exact `log_prob`, or a Boltzmann machine.
-        data: the sequences to score; empty ones contribute nothing.
+        data: the sequences to score; empty ones contribute nothing. Shards are read into memory, where they fit.
         num_samples: samples of the guide for each sequence, for all figures; exact models need none.
         num_particles: particles of the filter behind `fivo_per_step`, of models with `filter_log_prob`; 0 for no such figure.
         forecast_steps: H, steps that are forecast and scored, of models with `forecast`; 0 for no forecasts.
@@ -97,6 +98,8 @@ def evaluate(
         `standard_error` is that of `accuracy`, and of a language model that of `nats_per_token`.
     """
     checks.at_least(1, num_samples=num_samples, batch_size=batch_size)
+    data = data.read() if isinstance(data, Shards) else data
+    baselines_from = baselines_from.read() if isinstance(baselines_from, Shards) else baselines_from
     if data.lengths.sum() == 0:
         raise ValueError(f"`data` has no steps (data set {data.name!r}, split {data.split!r}); there is nothing to score.")
     checks.at_least(0, num_particles=num_particles, forecast_steps=forecast_steps)

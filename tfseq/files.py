@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import sys
 from collections.abc import Iterator
@@ -71,7 +72,8 @@ def check_sha256(path: Path, sha256: str) -> None:
 def replace_file(path: str | Path) -> Iterator[Path]:
     """A new file beside `path` to write into; it takes the place of `path` only when the block ends without an error.
 
-    The temporary name keeps the suffix, which tells most writers the format. Missing folders are made.
+    It is on the disk before it does, so that a machine that stops leaves one of the two, whole. The temporary name keeps the
+    suffix, which tells most writers the format. Missing folders are made.
 
     Raises:
         OSError: the file cannot be written; an older `path` is left as it was.
@@ -81,10 +83,31 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        flush(temporary)
         os.replace(temporary, path)
+        flush(path.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(error.errno, f"{path} could not be written ({reason}); what was there before is as it was") from error
     finally:
         with suppress(OSError):  # where the parent is no folder, there is nothing to remove
             temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk; some file systems say only now that it is full."""
+    if sys.platform == "win32":  # which opens no folders, and flushes no file that is open to be read
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_left_behind(path: Path) -> None:
+    """Removes the temporary files of `replace_file(path)` whose processes were killed; nobody may be writing it now."""
+    pattern = re.compile(rf"\.{re.escape(path.stem)}-[0-9a-f]{{8}}{re.escape(path.suffix)}")
+    for file in path.parent.glob(".*") if path.parent.is_dir() else ():
+        if pattern.fullmatch(file.name):
+            file.unlink(missing_ok=True)

@@ -9,9 +9,11 @@ import json
 import math
 import platform
 import sys
+import tempfile
 import time
+import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,14 +27,16 @@ import tfseq
 from tfseq import checks
 from tfseq.data import data_hash
 from tfseq.data.batching import Sequences, epoch_batches, num_batches, num_windows, stream, windows
-from tfseq.files import replace_file
+from tfseq.data.shards import Shards, named_damage
+from tfseq.files import remove_left_behind, replace_file
 from tfseq.models import MODELS
-from tfseq.models.base import SequenceModel
+from tfseq.models.base import Batch, NotFiniteError, SequenceModel
 from tfseq.models.feedforward import NetworkClassifier
+from tfseq.models.replicas import is_chief, spans_machines, word_of_chief
 
-_STATE = "training.json"  # beside the model in a checkpoint
-_CHECKPOINT_SECONDS = 60.0  # a killed run loses at most about this much
-RUN_FILES = ("model.keras", "checkpoints", "history.csv", "card.json")
+_STATE, _CARRIED = "training.json", "carried"  # beside the model in a checkpoint
+_STEPS_CHECKED = 1 << 16  # padded steps of a sample of shards that are looked at together
+RUN_FILES = ("model.keras", "checkpoints/last.keras", "history.csv", "card.json")
 """What a run writes into its folder; a new run never replaces one."""
 
 
@@ -59,7 +63,7 @@ class KLWarmUp(keras.callbacks.Callback):
         self.num_steps, self.start = num_steps, start
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
-        share = min(1.0, int(self.model.step) / self.num_steps) if self.num_steps else 1.0
+        share = min(1.0, int(self.model.step.numpy()) / self.num_steps) if self.num_steps else 1.0
         self.model.kl_weight.assign(self.start + (1.0 - self.start) * share)
 
 
@@ -78,8 +82,29 @@ def averaged_weights(model: SequenceModel) -> Iterator[None]:
             weight.assign(value)
 
 
+def _carried(model: SequenceModel) -> list[tf.Variable]:
+    """What `model.carried` is on this machine: of each variable the one of every replica."""
+    return [part for variable in model.carried for part in model.distribute_strategy.experimental_local_results(variable)]
+
+
+@contextlib.contextmanager
+def _carried_on(model: SequenceModel) -> Iterator[None]:
+    """Whatever the block runs through the model, what is carried from batch to batch is as before it."""
+    variables = _carried(model)
+    values = [variable.numpy() for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+
 class _Keeper(keras.callbacks.Callback):
-    """Validates, keeps the best weights, writes history and checkpoints, and stops in time."""
+    """Validates, keeps the best weights, writes history and checkpoints, and stops in time.
+
+    Of several workers the chief alone has the clock, prints, and writes into the run folder. The others write the same to files
+    that are thrown away: reading a model takes all of them.
+    """
 
     def __init__(
         self,
@@ -88,34 +113,52 @@ class _Keeper(keras.callbacks.Callback):
         folder: Path | None,
         patience: int | None,
         max_seconds: float,
+        checkpoint_seconds: float,
         state: dict[str, Any],
         echo: bool,
     ) -> None:
         super().__init__()
         self.validation, self.validate_every, self.folder = validation, validate_every, folder
-        self.patience, self.max_seconds, self.state, self.echo = patience, max_seconds, state, echo
+        self.patience, self.max_seconds, self.checkpoint_seconds = patience, max_seconds, checkpoint_seconds
+        self.state, self.echo = state, echo
         self.best_weights: list[np.ndarray] | None = None
         self.stopped, self.diverged = "all epochs done", False
-        self.started, self.checkpointed = time.monotonic(), -math.inf  # the first epoch is saved
-        self.before = state["seconds"]
+        self.started, self.before = time.monotonic(), state["seconds"]
+        self.checkpointed = self.before
 
     @property
     def seconds(self) -> float:
-        """Time spent on this run, over all its resumptions."""
-        return self.before + time.monotonic() - self.started
+        """Time spent on this run, over all its resumptions, by the chief's clock."""
+        return word_of_chief(self.model.distribute_strategy, self.before + time.monotonic() - self.started)
+
+    @property
+    def _is_chief(self) -> bool:
+        return is_chief(self.model.distribute_strategy)
+
+    @property
+    def _monitor(self) -> str:
+        return f"val_{self.model.monitor}"
+
+    def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
+        self.first_step, self.epochs_before = int(self.model.step.numpy()), self.state["epoch"]
+        if not self.state["epoch"]:
+            self.save()  # what is killed from here on can be resumed
+
+    def batch_now(self, steps: int) -> int:
+        """Number of the batch that comes next, from the first of the run on, with `steps` batches an epoch."""
+        return self.epochs_before * steps + int(self.model.step.numpy()) - self.first_step
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         logs = logs if logs is not None else {}
         last = epoch + 1 == self.params["epochs"]
         out_of_time = self.seconds >= self.max_seconds
-        if not math.isfinite(logs["loss"]):
-            self._stop(f"the loss became {logs['loss']} in epoch {epoch + 1}; a smaller learning_rate or clip_norm may help")
-            self.diverged = True
+        if not math.isfinite(logs["loss"]):  # the step itself says so, but not where XLA compiles it, which leaves checks out
+            self.diverge(f"the loss became {logs['loss']} in epoch {epoch + 1}")
             return
-        monitor = f"val_{self.model.monitor}"
+        monitor = self._monitor
         row = {"epoch": epoch + 1, "seconds": round(self.seconds, 2), **{k: float(v) for k, v in logs.items()}}
         if self.validation is not None and ((epoch + 1) % self.validate_every == 0 or last or out_of_time):
-            with averaged_weights(self.model):
+            with averaged_weights(self.model), _carried_on(self.model):
                 found = self.model.evaluate(self.validation, verbose=0, return_dict=True)
                 row |= {f"val_{k}": float(v) for k, v in found.items()}
                 logs.update({k: v for k, v in row.items() if k.startswith("val_")})
@@ -123,17 +166,37 @@ class _Keeper(keras.callbacks.Callback):
                     self.state |= {"best": row[monitor], "best_epoch": epoch + 1}
                     self.keep_best()
         self.state["history"].append(row)
-        self.state |= {"epoch": epoch + 1, "seconds": self.seconds}
-        if self.echo:
+        self.state |= {"epoch": epoch + 1, "seconds": (now := self.seconds)}
+        if self.echo and self._is_chief:
             shown = " ".join(f"{k} {row[k]:.3f}" for k in ("nats_per_step", "kl", monitor) if k in row)
             best = f" best {self.state['best']:.3f}" if self.state["best_epoch"] else ""
-            print(f"epoch {epoch + 1} {self.seconds:.0f} s {shown}{best}", file=sys.stderr, flush=True)
-        if self.patience is not None and monitor in row and epoch + 1 - self.state["best_epoch"] >= self.patience:
-            self._stop(f"no better validation bound in {self.patience} epochs")
+            print(f"epoch {epoch + 1} {now:.0f} s {shown}{best}", file=sys.stderr, flush=True)
+        if self.is_out_of_patience():
+            self.model.stop_training = True
         elif out_of_time and not last:
-            self._stop(f"time limit of {self.max_seconds / 60:g} minutes")
-        if self.model.stop_training or last or time.monotonic() - self.checkpointed > _CHECKPOINT_SECONDS:
+            self.stopped, self.model.stop_training = f"time limit of {self.max_seconds / 60:g} minutes", True
+        if self.model.stop_training or last or now - self.checkpointed >= self.checkpoint_seconds:
             self.save()
+
+    def diverge(self, what: str) -> None:
+        """Stops because of `what`."""
+        self.stopped = f"{what}; a smaller learning_rate or clip_norm may help"
+        self.diverged = self.model.stop_training = True
+        if self._is_chief:
+            print(f"Stopped: {self.stopped}.", file=sys.stderr, flush=True)
+
+    def is_out_of_patience(self) -> bool:
+        """Whether no validation was better for long, at the last one."""
+        state = self.state
+        if (
+            self.patience is None
+            or not state["history"]
+            or self._monitor not in state["history"][-1]
+            or state["epoch"] - state["best_epoch"] < self.patience
+        ):
+            return False
+        self.stopped = f"no better validation bound in {self.patience} epochs"
+        return True
 
     def _is_better(self, value: float) -> bool:
         """Whether a validation is the best so far; where none was, whether it is a number."""
@@ -141,15 +204,22 @@ class _Keeper(keras.callbacks.Callback):
             return math.isfinite(value)
         return value > self.state["best"] if self.model.higher_is_better else value < self.state["best"]
 
-    def _stop(self, reason: str) -> None:
-        self.stopped, self.model.stop_training = reason, True
+    @contextlib.contextmanager
+    def _written(self, path: Path) -> Iterator[Path]:
+        """A file that takes the place of `path` once it is whole; of a worker that is not the chief one that is thrown away."""
+        if self._is_chief:
+            with replace_file(path) as new:
+                yield new
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                yield Path(folder) / path.name
 
     def keep_best(self) -> None:
         """Keeps the weights as they are now: as `model.keras`, or in memory where there is no folder."""
         if self.folder is None:
             self.best_weights = self.model.get_weights()
         else:
-            with replace_file(self.folder / "model.keras") as path:
+            with self._written(self.folder / "model.keras") as path:
                 self.model.save(path)
 
     def save(self) -> None:
@@ -157,12 +227,15 @@ class _Keeper(keras.callbacks.Callback):
         if self.folder is None:
             return
         # one file, so that weights and state always belong together
-        with replace_file(file_of_checkpoint(self.folder)) as path:
+        with self._written(file_of_checkpoint(self.folder)) as path:
             self.model.save(path)
             with zipfile.ZipFile(path, "a") as archive:
                 archive.writestr(_STATE, json.dumps(self.state))
-        write_history(self.folder / "history.csv", self.state["history"])
-        self.checkpointed = time.monotonic()
+                for i, variable in enumerate(_carried(self.model)):
+                    archive.writestr(f"{_CARRIED}/{i}", tf.io.serialize_tensor(variable).numpy())
+        if self.state["history"] and self._is_chief:
+            write_history(self.folder / "history.csv", self.state["history"])
+        self.checkpointed = self.state["seconds"]
 
 
 class _Summaries(keras.callbacks.Callback):
@@ -173,11 +246,22 @@ class _Summaries(keras.callbacks.Callback):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.writer = tf.summary.create_file_writer(str(folder))
+        self.folder = folder
+        with self._written():
+            self.writer = tf.summary.create_file_writer(str(folder))
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Where TensorFlow cannot write, the error is that of other files."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            reason = error.message.splitlines()[0].rpartition("; ")[2]
+            raise OSError(f"{self.folder} could not be written ({reason})") from error
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         logs = logs or {}
-        with self.writer.as_default(step=epoch + 1):
+        with self._written(), self.writer.as_default(step=epoch + 1):
             for name, value in logs.items():
                 tf.summary.write(name, tf.constant(float(value)), metadata=_summary_kind("scalars", 1))
             for metric in self.model.unit_metrics:  # of the data it last saw
@@ -186,7 +270,7 @@ class _Summaries(keras.callbacks.Callback):
                 counts, edges = np.histogram(kl[np.isfinite(kl)], bins=min(30, metric.num_units))
                 buckets = np.stack([edges[:-1], edges[1:], counts], 1)  # left edge, right edge, number
                 tf.summary.write(name, tf.constant(buckets, tf.float64), metadata=_summary_kind("histograms", 2))
-        self.writer.flush()  # a killed run keeps its epochs
+            self.writer.flush()  # a killed run keeps its epochs
 
 
 def _summary_kind(plugin: str, data_class: int) -> Any:
@@ -207,11 +291,12 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
 
 def train(
     model: SequenceModel,
-    data: Sequences,
-    validation: Sequences | None = None,
+    data: Sequences | Shards,
+    validation: Sequences | Shards | None = None,
     *,
     out: str | Path | None = None,
     epochs: int = 100,
+    steps_per_epoch: int | None = None,
     max_minutes: float = math.inf,
     batch_size: int = 20,
     batch_steps: int | None = None,
@@ -229,6 +314,7 @@ def train(
     augmented_epochs: int = 0,
     validate_every: int = 1,
     patience: int | None = None,
+    checkpoint_minutes: float = 1.0,
     seed: int = 0,
     monitors: bool = False,
     tensorboard: bool = False,
@@ -239,10 +325,13 @@ def train(
 
     Args:
         model: the model to train; with `resume`, the same class and hyper-parameters as those of the run.
-        data: training sequences.
+        data: training sequences; or shards, which need not fit into memory: before any work a sample of them is checked, and the
+            rest when it comes.
         validation: sequences to select by; without them the last weights are kept.
         out: run folder: `model.keras` (best), `card.json`, `history.csv`, `checkpoints/`. None keeps all in memory.
-        epochs: passes over the data.
+        epochs: passes over the data, or stretches of `steps_per_epoch` batches.
+        steps_per_epoch: batches of an epoch in the place of a pass: where a pass is long, it is then validated and saved in
+            between. Passes follow each other as they would.
         max_minutes: stops at the end of the epoch in which this time is reached, all resumptions counted.
         batch_size: sequences per step (lanes, of a model that reads long texts by windows).
         batch_steps: padded steps per step in its place: as many sequences of about one length as fit.
@@ -258,29 +347,46 @@ def train(
         average: momentum of the moving average of the weights that is validated and kept; 0 for none.
         kl_start: weight of the KL at the start of the warm-up.
         kl_warmup: training steps until it is 1; 0 for no warm-up.
-        augmented_epochs: the first epochs, in which the training sequences are varied as their data set says (music: transposed
+        augmented_epochs: the first passes, in which the training sequences are varied as their data set says (music: transposed
             at random).
         validate_every: epochs between validations.
         patience: stops when the validation bound has not improved for this many epochs.
+        checkpoint_minutes: least time between checkpoints, which come at the ends of epochs; 0 for one after each. A run that is
+            killed loses what it did since the last.
         seed: decides the order of the data and all noise in training.
         monitors: log the norms of the gradient and of the weights of every epoch (`monitor_norms` of `SequenceModel.compile`).
         tensorboard: write all that is logged to `out`/logs, for TensorBoard; a resumed run writes lost epochs again.
         resume: go on from the checkpoint in `out`; the result is that of an uninterrupted run. Model, data and settings must be
-            those of the run, but for `max_minutes`, `validate_every`, `patience`, `tensorboard` and, with a constant rate,
-            `epochs`.
+            those of the run, but for `max_minutes`, `validate_every`, `patience`, `checkpoint_minutes`, `tensorboard` and, with a
+            constant rate, `epochs`.
         progress: one line an epoch on standard error.
+
+    A run that is killed at any moment, or whose disk is full, keeps its last checkpoint and the best weights so far, whole. It
+    stops at the first batch whose loss or gradient is not finite, says which, and keeps the best weights, or where nothing was
+    validated those before this batch.
 
     Returns:
         the run, its model with the best weights.
 
     Raises:
         ValueError: on bad arguments, where `out` holds a run (or files that a run would replace) and `resume` is False, where
-            a resumed run would be another one, and where the loss is not finite before anything was worth keeping.
+            a resumed run would be another one, where its checkpoint is damaged, and where the loss is not finite before the end
+            of the first epoch.
+        OSError: a file could not be written; the message names what was saved.
         KeyboardInterrupt: passed on after a message that names what was saved.
     """
     settings = {name: value for name, value in locals().items() if name not in ("model", "data", "validation", "out", "progress")}
     checks.at_least(1, epochs=epochs, batch_size=batch_size, validate_every=validate_every)
     checks.at_least(0, kl_warmup=kl_warmup, augmented_epochs=augmented_epochs)
+    if steps_per_epoch is not None:
+        checks.at_least(1, steps_per_epoch=steps_per_epoch)
+        if method != "gradient" and step_size is None:
+            raise ValueError(
+                f"`steps_per_epoch` must be left out with method={method!r}, which updates after a whole pass over the data; "
+                f"received {steps_per_epoch}. With `step_size`, 'em' updates after every batch."
+            )
+    if not checkpoint_minutes >= 0.0:
+        raise ValueError(f"`checkpoint_minutes` must be at least 0; received {checkpoint_minutes!r}.")
     checks.fraction(average=average, momentum=momentum)
     checks.positive(learning_rate=learning_rate, clip_norm=clip_norm)
     checks.share(kl_start=kl_start)
@@ -297,22 +403,33 @@ def train(
     folder = None if out is None else Path(out)
     state: dict[str, Any] = {"epoch": 0, "best": math.inf, "best_epoch": 0, "seconds": 0.0, "history": []}
     state["run"] = {**settings, "data": data_hash(data), "hyperparameters": _without_name(model)}
+    state["run"]["validation"] = None if validation is None else data_hash(validation)
     if batch_steps is not None:
         checks.at_least(1, batch_steps=batch_steps)
-    given, data = data, model.prepare(data)
-    validation = None if validation is None else model.prepare(validation)
+    strategy = model.distribute_strategy
+    given, data = data, _prepared(model, data)
+    validation = None if validation is None else _prepared(model, validation)
     window = getattr(model, "window", None)
     if window is not None and (batch_steps is not None or augmented_epochs):
         raise ValueError(
             "`batch_steps` and `augmented_epochs` are for whole sequences; this model reads windows (its `window` is "
             f"{window}). Set the model's window to null, or leave them out."
         )
-    steps = num_batches(data, batch_size, batch_steps=batch_steps) if window is None else num_windows(data, batch_size, window)
+    if window is not None and steps_per_epoch is not None and spans_machines(strategy):
+        raise ValueError(
+            "`steps_per_epoch` must be left out where several machines read windows: a checkpoint has the state of one."
+        )
+    a_pass = num_batches(data, batch_size, batch_steps=batch_steps) if window is None else num_windows(data, batch_size, window)
+    steps = steps_per_epoch or a_pass
+    if folder is not None:
+        for name in RUN_FILES if is_chief(strategy) else ():
+            remove_left_behind(folder / name)
     if resume:
         if folder is None:
             raise ValueError("`resume` needs `out`, the folder of the run to go on with.")
         wanted = state["run"]
-        model, state = _last_checkpoint(folder)
+        with strategy.scope():
+            model, state = _last_checkpoint(folder)
         _check_same_run(folder, state["run"], wanted)
     else:
         if folder is not None and (
@@ -333,49 +450,100 @@ def train(
         )
         model.seed.assign(np.random.default_rng(seed).integers(0, 2**31 - 1, 2))
     for sequences in (data, validation):
-        if sequences is not None:  # all values are checked before any work
-            for rows in epoch_batches(sequences.lengths, batch_size, batch_steps=batch_steps):
-                batch = model.as_batch(sequences.take(rows))
+        if sequences is not None:  # all values are checked before any work, those of shards inside the graph
+            is_sample = isinstance(sequences, Shards)
+            some = model.prepare(sequences.sample()) if isinstance(sequences, Shards) else sequences
+            for rows in epoch_batches(some.lengths, batch_size, batch_steps=_STEPS_CHECKED if is_sample else batch_steps):
+                batch = model.as_batch(some.take(rows))
                 if sequences is data:
                     model.check_training(batch)
 
-    def batches_of(sequences: Sequences, augmented: int = 0, **order: Any) -> tf.data.Dataset:
+    def batches_of(sequences: Sequences | Shards, augmented: int = 0, **order: Any) -> tf.data.Dataset:
         if window is not None:
             return windows(sequences, batch_size, window, **order)
         return stream(sequences, batch_size, augmented_epochs=augmented, batch_steps=batch_steps, **order)
 
+    passes, skip = divmod(state["epoch"] * steps, a_pass)
+    if skip and folder is not None:
+        _carry_on(file_of_checkpoint(folder), model)
+    validated = None if validation is None else batches_of(validation)
     keeper = _Keeper(
-        None if validation is None else batches_of(validation).cache(),
+        validated if validated is None or isinstance(validation, Shards) else validated.cache(),
         validate_every,
         folder,
         patience,
         60.0 * max_minutes,
+        60.0 * checkpoint_minutes,
         state,
         progress,
     )
     callbacks = [KLWarmUp(kl_warmup, kl_start if kl_warmup else 1.0), keeper]
-    if tensorboard and folder is not None:
-        callbacks.append(_Summaries(folder / "logs"))  # after the validation
-    if state["epoch"] < epochs:
+    keeper.set_model(model)
+    done = state["epoch"]
+    last = done if keeper.is_out_of_patience() else epochs  # `fit` without an epoch still ends what a killed one began
+    with _saying_what_is_saved(folder), named_damage():
+        if tensorboard and folder is not None and is_chief(strategy):
+            callbacks.append(_Summaries(folder / "logs"))  # after the validation
+        word_of_chief(strategy, 0.0)  # all have read what is in the folder before the chief writes
         try:
-            batches = batches_of(data, augmented_epochs, seed=seed, first_epoch=state["epoch"])
-            model.fit(batches, steps_per_epoch=steps, epochs=epochs, initial_epoch=state["epoch"], callbacks=callbacks, verbose=0)
-        except KeyboardInterrupt:
-            if folder is not None:
-                print(f"Interrupted. {_what_is_saved(folder)}", file=sys.stderr)
-            raise
-    if keeper.diverged and not state["best_epoch"]:
-        kept = "" if folder is None else f" {_what_is_saved(folder)}"
-        raise ValueError(f"Training stopped with nothing to keep: {keeper.stopped}.{kept}")
-    if validation is None:
-        with averaged_weights(model):
-            keeper.keep_best()
-    if folder is not None:
-        model = load(folder)
-        write_card(folder, model, given, settings, state, keeper.stopped)
-    elif keeper.best_weights is not None:
-        model.set_weights(keeper.best_weights)
+            batches = batches_of(data, augmented_epochs, seed=seed, first_epoch=passes, skip=skip)
+            model.fit(batches, steps_per_epoch=steps, epochs=last, initial_epoch=done, callbacks=callbacks, verbose=0)
+        except NotFiniteError:
+            passes, skip = divmod(keeper.batch_now(steps), a_pass)
+            batch = next(iter(batches_of(data, augmented_epochs, seed=seed, first_epoch=passes, skip=skip)))
+            epoch, number = divmod(keeper.batch_now(steps), steps)
+            keeper.diverge(
+                f"the loss or a gradient is not finite at batch {number + 1} of epoch {epoch + 1}: {_suspects(model, batch)}"
+            )
+        if not state["best_epoch"]:  # nothing was validated: the last weights, which are those before a bad batch
+            if any(np.isnan(w).any() for w in model.trainable_weights):
+                raise ValueError(f"Training stopped with nothing to keep: {keeper.stopped}. {_what_is_saved(folder)}")
+            with averaged_weights(model):
+                keeper.keep_best()
+        if folder is not None:
+            word_of_chief(strategy, 0.0)  # it has written the best weights
+            with strategy.scope():
+                model = load(folder)
+            if is_chief(strategy):
+                write_card(folder, model, given, settings, state, keeper.stopped)
+        elif keeper.best_weights is not None:
+            model.set_weights(keeper.best_weights)
+    if not state["history"]:
+        raise ValueError(f"Training stopped in its first epoch: {keeper.stopped}. {_what_is_saved(folder)}")
     return Run(model, state["history"], keeper.stopped)
+
+
+def _prepared(model: SequenceModel, data: Sequences | Shards) -> Any:
+    """A data set as the model reads it."""
+    return data.prepared(model.prepare) if isinstance(data, Shards) else model.prepare(data)
+
+
+def _suspects(model: SequenceModel, batch: Batch) -> str:
+    """What is not finite in a training step on a batch, found by making it again piece by piece; gradients, of one replica."""
+    batch = model.complete(batch, model.step.value)
+    rows = batch["row"].numpy()
+    with tf.GradientTape() as tape:
+        terms = model.terms(batch, training=True)
+        loss, _ = model._loss(terms)
+    found = []
+    for name in ("log_lik", "kl"):
+        bad = ~np.isfinite(terms.per_sequence(getattr(terms, name)))
+        if bad.any():
+            found.append(f"{name} of {_listed(rows[bad])}")
+    if terms.objective is not None and not np.isfinite(terms.objective).all():
+        found.append("the objective")
+    if model.method == "gradient" and model.distribute_strategy.num_replicas_in_sync == 1:
+        gradients = zip(model.trainable_weights, tape.gradient(loss, model.trainable_weights), strict=True)
+        bad = [w.path for w, g in gradients if g is not None and not np.isfinite(tf.convert_to_tensor(g)).all()]
+        if bad:
+            found.append(f"the gradient of {_listed(bad)}")
+    return f"{'; '.join(found) or 'computed again it is'} (the batch has the sequences {_listed(rows)})"
+
+
+def _listed(items: Sequence[Any], most: int = 10) -> str:
+    """The first of them, and how many there are."""
+    shown = ", ".join(map(str, items[:most]))
+    return shown if len(items) <= most else f"{shown}, ... ({len(items)} in all)"
 
 
 @keras.saving.register_keras_serializable("tfseq")
@@ -437,16 +605,46 @@ def file_of_checkpoint(folder: Path) -> Path:
 def _last_checkpoint(folder: Path) -> tuple[SequenceModel, dict[str, Any]]:
     """The model and the state of the last checkpoint of a run folder."""
     file = file_of_checkpoint(folder)
-    model = load(file)
-    with zipfile.ZipFile(file) as archive:
-        if _STATE not in archive.namelist():
-            raise ValueError(f"{file} is a model and no checkpoint (it has no {_STATE}); it cannot be resumed.")
-        state = json.loads(archive.read(_STATE))
+    with warnings.catch_warnings(), _damage_is_named(file):
+        warnings.filterwarnings("error", "Skipping variable loading for optimizer")  # of which the file has none, or other ones
+        model = load(file)
+        with zipfile.ZipFile(file) as archive:
+            has_state = _STATE in archive.namelist()
+            state = json.loads(archive.read(_STATE)) if has_state else {}
+    if not has_state:
+        raise ValueError(f"{file} is a model and no checkpoint (it has no {_STATE}); it cannot be resumed.")
     if "run" not in state:
         raise ValueError(
             f"{file} is a checkpoint of an earlier version, which does not say what its run was; it cannot be resumed."
         )
     return model, state
+
+
+@contextlib.contextmanager
+def _damage_is_named(file: Path) -> Iterator[None]:
+    """Whatever the block, which reads a checkpoint, raises is a ValueError that says what to do."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Keras and the ZIP format raise whatever their parts raise; every part has a checksum
+        best = file.parents[1] / "model.keras"
+        rest = f" {best}, the best weights so far, is another file, and may be whole." if best.is_file() else ""
+        raise ValueError(
+            f"{file} is no readable checkpoint ({str(error)[:300]}) and cannot be resumed. Put a copy in its place, or start "
+            f"anew with another `out`.{rest}"
+        ) from error
+
+
+def _carry_on(file: Path, model: SequenceModel) -> None:
+    """What was carried from batch to batch when a checkpoint was made."""
+    variables = _carried(model)
+    with _damage_is_named(file), zipfile.ZipFile(file) as archive:
+        kept = [name for name in archive.namelist() if name.startswith(f"{_CARRIED}/")]
+        if len(kept) != len(variables):
+            raise ValueError(f"it has the state of {len(kept)} variables, for {len(variables)}: was it of as many replicas?")
+        for i, variable in enumerate(variables):
+            variable.assign(tf.io.parse_tensor(archive.read(f"{_CARRIED}/{i}"), variable.dtype))
 
 
 def _without_name(model: SequenceModel) -> dict[str, Any]:
@@ -456,7 +654,7 @@ def _without_name(model: SequenceModel) -> dict[str, Any]:
 
 def may_change(schedule: str) -> set[str]:
     """Settings of `train` that a resumed run may set anew; the cosine schedule spans all epochs of a run."""
-    free = {"max_minutes", "validate_every", "patience", "progress", "resume", "tensorboard"}
+    free = {"max_minutes", "validate_every", "patience", "checkpoint_minutes", "progress", "resume", "tensorboard"}
     return free | ({"epochs"} if schedule == "constant" else set())
 
 
@@ -467,6 +665,8 @@ def _check_same_run(folder: Path, run: Mapping[str, Any], wanted: Mapping[str, A
         return {**run, **{f"model.{name}": value for name, value in run["hyperparameters"].items()}, "hyperparameters": None}
 
     before, after, free = flat(run), flat(wanted), may_change(run["schedule"])
+    if "validation" not in before:  # of an earlier version
+        free.add("validation")
     for name in dict.fromkeys((*after, *before)):
         if name not in free and before.get(name) != after.get(name):
             raise ValueError(
@@ -475,7 +675,22 @@ def _check_same_run(folder: Path, run: Mapping[str, Any], wanted: Mapping[str, A
             )
 
 
-def _what_is_saved(folder: Path) -> str:
+@contextlib.contextmanager
+def _saying_what_is_saved(folder: Path | None) -> Iterator[None]:
+    """Where the user interrupts the block, or a file cannot be written, what is saved, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder is not None:
+            print(f"Interrupted. {_what_is_saved(folder)}", file=sys.stderr)
+        raise
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror or error}. {_what_is_saved(folder)}") from error
+
+
+def _what_is_saved(folder: Path | None) -> str:
+    if folder is None:
+        return "Nothing was saved: `out` is None."
     saved = [str(f) for f in (folder / "model.keras", file_of_checkpoint(folder)) if f.exists()]
     if not saved:
         return "Nothing was saved yet."
@@ -496,10 +711,15 @@ def _shortened(value: Any, most: int = 20) -> Any:
 
 
 def write_card(
-    folder: Path, model: SequenceModel, data: Sequences, settings: Mapping[str, Any], state: Mapping[str, Any], stopped: str
+    folder: Path,
+    model: SequenceModel,
+    data: Sequences | Shards,
+    settings: Mapping[str, Any],
+    state: Mapping[str, Any],
+    stopped: str,
 ) -> None:
     """`card.json`: what was trained, on which data, how, and how well."""
-    best = next((row for row in state["history"] if row["epoch"] == state["best_epoch"]), state["history"][-1])
+    best = next((row for row in state["history"] if row["epoch"] == state["best_epoch"]), (state["history"] or [{}])[-1])
     card = {
         "model": next((name for name in MODELS if isinstance(model, MODELS[name])), type(model).__name__),
         "class": type(model).__name__,

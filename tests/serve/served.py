@@ -109,6 +109,18 @@ class Local(tf.Module):
         """No row by itself."""
         return {"mean": tf.reduce_mean(x, keepdims=True)}
 
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None], tf.float32, "x"),
+            tf.TensorSpec([None, None], tf.float32, "weight"),
+            tf.TensorSpec([None], tf.int32, "lengths"),
+        ]
+    )
+    def total(self, x: tf.Tensor, weight: tf.Tensor, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The weighted sum of each row, and its last number, which may be padding."""
+        keep = tf.sequence_mask(lengths, tf.shape(x)[1], tf.float32)
+        return {"total": tf.reduce_sum(keep * weight * x, 1), "last": x[:, -1]}
+
     @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.int32, "seed")])
     def draw(self, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         """A number of each seed."""

@@ -80,6 +80,30 @@ def test_a_client_that_stalls_is_told_so_and_holds_up_nobody(limited: Any) -> No
         assert connection.recv(1000).startswith(b"HTTP/1.1 408")
 
 
+@pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_a_client_that_never_ends_its_headers_is_told_so(limited: Any, before: bytes) -> None:
+    with raw(limited.url, before) as connection:
+        if before:
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        for part in (b"GET /healthz HTTP/1.1\r\n", b"X: 1\r\n"):  # it is slow, not silent
+            connection.sendall(part)
+            time.sleep(0.3)
+        assert alive(limited.url)
+        answer = b"".join(iter(lambda: connection.recv(1000), b""))  # until the server closes
+        assert answer.startswith(b"HTTP/1.1 408") and b"did not arrive within 1 seconds" in answer
+
+
+def test_a_connection_on_which_nothing_comes_is_closed(limited: Any) -> None:
+    with raw(limited.url, b"") as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408") and connection.recv(1) == b""
+
+
+def test_headers_without_end_are_cut_off(limited: Any) -> None:
+    with raw(limited.url, b"GET /healthz HTTP/1.1\r\n" + b"X: 1\r\n" * 12_000) as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 431")
+    assert alive(limited.url)
+
+
 @pytest.mark.parametrize("part", [b"", b"POST /v1", b"\x16\x03\x01\x00\xff garbage \r\n\r\n"])
 def test_a_client_that_goes_away_is_no_trouble(limited: Any, part: bytes) -> None:
     raw(limited.url, part).close()

@@ -189,8 +189,10 @@ def test_batching_params_of_a_version_are_read(tmp_path: Path) -> None:
     assert BatchingParameters.read(path) == BatchingParameters()
     path.write_text(
         "max_batch_size { value: 32 }  # rows\nbatch_timeout_micros: { value: 500 }\nnum_batch_threads { value: 4 }\n"
-        "allowed_batch_sizes: 32\nallowed_batch_sizes : 8\n"
+        "allowed_batch_sizes: 32\nallowed_batch_sizes : 8\npad_variable_length_inputs: true\n"
     )
-    assert BatchingParameters.read(path) == BatchingParameters(32, 500, (8, 32))
+    assert BatchingParameters.read(path) == BatchingParameters(32, 500, (8, 32), True)
+    path.write_text("pad_variable_length_inputs: false  # true")
+    assert BatchingParameters.read(path) == BatchingParameters()
     path.write_text("allowed_batch_sizes: [1, 4]")
     assert BatchingParameters.read(path) == BatchingParameters(None, None, (1, 4))

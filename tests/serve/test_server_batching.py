@@ -110,6 +110,31 @@ def test_shapes_that_differ_do_not_join(contract: Servable) -> None:
     assert isinstance(error, ServingError) and "equal 0th-dimension" in str(error) and calls == []
 
 
+def test_sequences_are_padded_with_their_first_element_where_the_version_says_so(local_model: Path) -> None:
+    local = Servable(local_model)
+    rows = ([[1.0, 2.0]], [[3.0]], [[4.0, 5.0, 6.0]], [[7.0, 8.0], [9.0, 1.0]], [[2.0]])
+    requests = [{"x": x, "weight": np.full_like(x, 2.0), "lengths": [len(row) for row in x]} for x in rows]
+    assert together(local, "total", requests)[1] == [1, 2, 1, 2]  # only what has the same length
+    local.batching = BatchingParameters(pad_variable_length_inputs=True)
+    answers, calls = together(local, "total", requests)
+    assert calls == [1, 5]
+    assert [a["total"].tolist() for a in answers] == [[6.0], [6.0], [30.0], [30.0, 20.0], [4.0]]
+    assert [a["last"].tolist() for a in answers] == [[2.0], [3.0], [6.0], [7.0, 7.0], [2.0]]  # what TF Serving pads with
+    bad = {"x": [[1.0, 2.0]], "weight": [[1.0, 2.0, 3.0]], "lengths": [2]}  # would be as long as the others, once padded
+    answers, _ = together(local, "total", [*requests, bad])
+    assert isinstance(answers.pop(), ServingError) and [a["total"][0] for a in answers] == [6.0, 6.0, 30.0, 30.0, 4.0]
+
+
+def test_sequences_of_like_length_are_padded_together(local_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local, seen = Servable(local_model), []
+    local.batching = BatchingParameters(max_batch_size=2, pad_variable_length_inputs=True)
+    original = Servable.__call__
+    monkeypatch.setattr(Servable, "__call__", lambda s, g, inputs, t: seen.append(inputs["x"].shape) or original(s, g, inputs, t))
+    rows = [np.ones([1, n]) for n in (3, 9, 2, 1, 8)]
+    together(local, "total", [{"x": x, "weight": x, "lengths": [x.shape[1]]} for x in rows])
+    assert seen == [(1, 3), (2, 9), (2, 2)]
+
+
 def test_an_error_meets_only_who_caused_it(contract: Servable) -> None:
     requests = [{"x": [n]} for n in (1.0, 4.0, -1.0, 9.0)]
     answers, _ = together(contract, "positive", requests)

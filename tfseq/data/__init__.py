@@ -8,12 +8,15 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tfseq.checks import choice, nearest
 from tfseq.data.batching import Sequences
+
+if TYPE_CHECKING:
+    from tfseq.data.shards import Shards
 
 __all__ = ["DATASETS", "FILES", "SPLITS", "Entry", "Sequences", "data_hash", "load_dataset", "splits_of"]
 
@@ -118,6 +121,7 @@ _FASTA = Entry("tfseq.data.dna:load_fasta", {}, "DNA or protein", ("train",))
 _FOLDER = Entry("tfseq.data.music:load_folder", {}, "scores")
 _IMAGES = Entry("tfseq.data.images:load_images", {}, "pictures")
 _RECORDINGS = Entry("tfseq.data.speech:load_recordings", {}, "recordings", ("train",))
+_SHARDS = Entry("tfseq.data.shards:load_shards", {}, "shards of `tfseq data shard`")
 
 FILES: dict[str, Entry] = {
     **dict.fromkeys((".csv", ".npz"), _SERIES),
@@ -132,11 +136,14 @@ FILES: dict[str, Entry] = {
 
 def _own(name: str | Path) -> Entry | None:
     """The loader of a path, and the splits it has; None where there is none."""
+    from tfseq.data import shards
     from tfseq.data.images import splits_in
     from tfseq.data.series import files_of
     from tfseq.data.speech import recordings_in
 
     path = Path(name)
+    if whole := shards.splits_in(path):
+        return _SHARDS._replace(splits=whole)
     files = files_of(path, set(FILES) - {".wav"}) if path.is_dir() else {}
     entries = {entry.target: entry for file in files.values() for entry in [FILES[file.suffix.lower()]]}
     if len(entries) > 1:
@@ -180,7 +187,8 @@ def load_dataset(name: str | Path, split: str = "train", *, data_dir: str | Path
     """One split of a data set, as plain arrays.
 
     Args:
-        name: a key of `DATASETS`; or a path, read as the first of these that it is: a folder with files of one kind for the
+        name: a key of `DATASETS`; or a path, read as the first of these that it is: a folder of shards, which is read into memory
+            where it fits (see `tfseq.data.shards`); a folder with files of one kind for the
             splits (`train.csv`, `train.conll`, `train.txt`, ...); a folder with IDX files of pictures, `train-images*` and
             others; an `.npz` file with an array `x_train`, `x_valid`, `x_test` or `shape`, which is of pictures (see
             `tfseq.data.images.load_images`); a folder with WAV files (see `tfseq.data.speech.load_recordings`), or with MIDI or
@@ -213,11 +221,14 @@ def load_dataset(name: str | Path, split: str = "train", *, data_dir: str | Path
     return own.resolve()(Path(name), split)
 
 
-def data_hash(sequences: Sequences) -> str:
+def data_hash(sequences: Sequences | Shards) -> str:
     """SHA-256 (hex) over `x`, `observed`, `u`, `y` and `target`: number, dtype, shape and content of every array, in order.
 
-    Names do not count, nor does the machine's byte order, nor how many bytes NumPy keeps for a string.
+    Names do not count, nor does the machine's byte order, nor how many bytes NumPy keeps for a string. Of shards it is that of
+    their manifest, another one.
     """
+    if not isinstance(sequences, Sequences):
+        return sequences.sha256
     digest = hashlib.sha256()
     for field in ("x", "observed", "u", "y", "target"):
         arrays = getattr(sequences, field)

@@ -14,6 +14,8 @@ import numpy as np
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from tfseq.data.shards import Shards
+
 # How far a sequence may move from its place in the order of lengths, as a share of its length: batches then
 # differ from epoch to epoch, and still waste few padded steps.
 _LENGTH_JITTER = 0.1
@@ -293,26 +295,39 @@ def _cuts(classes: np.ndarray, batch_steps: int) -> list[int]:
 
 
 def stream(
-    data: Sequences,
+    data: Sequences | Shards,
     batch_size: int,
     *,
     seed: int | None = None,
     first_epoch: int = 0,
+    skip: int = 0,
     augmented_epochs: int = 0,
     batch_steps: int | None = None,
 ) -> tf.data.Dataset:
     """Padded batches as a `tf.data.Dataset` of dicts, for `fit`, `evaluate` and `predict`.
 
-    With a seed it never ends, one epoch after the other from `first_epoch` on, so that training can resume where it
-    stopped: pass `steps_per_epoch=num_batches(data, batch_size)` to `fit`. Epochs before `augmented_epochs` vary each
-    sequence by `data.augmentation`, a function of (seed, epoch, row). Without a seed it is one pass, for evaluation.
+    With a seed it never ends, one epoch after the other from `first_epoch` on, without its first `skip` batches, so that
+    training can resume where it stopped: pass `steps_per_epoch=num_batches(data, batch_size)` to `fit`. Epochs before
+    `augmented_epochs` vary each sequence by `data.augmentation`, a function of (seed, epoch, row). Without a seed it is one pass,
+    for evaluation.
 
     With `batch_steps`, batches have at most that many padded steps of `x`, whatever `batch_size` is (see `epoch_batches`).
 
     Raises:
         ValueError: there are no sequences, they are raw texts, or an option is out of range.
     """
+    if not isinstance(data, Sequences):
+        return data.stream(
+            batch_size,
+            seed=seed,
+            first_epoch=first_epoch,
+            skip=skip,
+            augmented_epochs=augmented_epochs,
+            batch_steps=batch_steps,
+        )
     _check_stream(data, batch_size=batch_size, batch_steps=batch_steps)
+    size = num_batches(data, batch_size, batch_steps=batch_steps)
+    _check_skip(skip, size)
     augmentation = data.augmentation
     if augmented_epochs and (seed is None or augmentation is None):
         raise ValueError(
@@ -323,19 +338,25 @@ def stream(
     if not augmented_epochs and data.target is None and all(_is_block(a) for f in _FIELDS if (a := getattr(data, f)) is not None):
         if batch_steps is not None:  # all lengths are one
             batch_size = max(1, batch_steps // max(1, int(data.lengths[0])))
-        return _array_stream(data, batch_size, seed, first_epoch)
+        return _array_stream(data, batch_size, seed, first_epoch, skip)
 
     def generate() -> Iterator[Batch]:
-        for epoch in itertools.count(first_epoch) if seed is not None else [0]:
+        for epoch, begin in _passes(seed, first_epoch, skip):
 
             def varied(row: int, x: np.ndarray, key: tuple = (seed, epoch)) -> np.ndarray:
                 return augmentation(x, np.random.default_rng([*key, row]))  # type: ignore[misc]
 
-            for rows in epoch_batches(data.lengths, batch_size, seed, epoch, batch_steps=batch_steps):
+            for rows in epoch_batches(data.lengths, batch_size, seed, epoch, batch_steps=batch_steps)[begin:]:
                 yield _pad(data, rows, varied if epoch < augmented_epochs else None)
 
-    size = num_batches(data, batch_size, batch_steps=batch_steps) if seed is None else None
-    return _generated(generate, _pad(data, [0]), size)
+    return _generated(generate, _pad(data, [0]), size - skip if seed is None else None)
+
+
+def _passes(seed: int | None, first_epoch: int, skip: int) -> Iterator[tuple[int, int]]:
+    """(epoch, its first batch) of a stream: of all epochs with a seed, of one without."""
+    yield first_epoch if seed is not None else 0, skip
+    if seed is not None:
+        yield from ((epoch, 0) for epoch in itertools.count(first_epoch + 1))
 
 
 def _generated(generate: Callable[[], Iterator[Batch]], example: Batch, size: int | None) -> tf.data.Dataset:
@@ -363,7 +384,12 @@ def _check_stream(data: Sequences, **sizes: int | None) -> None:
     _check_tokens(data)
 
 
-def _array_stream(data: Sequences, batch_size: int, seed: int | None, first_epoch: int) -> tf.data.Dataset:
+def _check_skip(skip: int, size: int) -> None:
+    if not 0 <= skip < max(size, 1):
+        raise ValueError(f"`skip` must leave a batch of the {size} of an epoch; received {skip}. Does `first_epoch` count on?")
+
+
+def _array_stream(data: Sequences, batch_size: int, seed: int | None, first_epoch: int, skip: int) -> tf.data.Dataset:
     """The batches of `stream` for data that are arrays `[N, T, ...]`: Python makes one order an epoch, TensorFlow the batches.
 
     A batch out of a Python generator costs about 5 ms, more than a step of a small model.
@@ -391,13 +417,15 @@ def _array_stream(data: Sequences, batch_size: int, seed: int | None, first_epoc
         return {"mask": mask, "row": rows, **{name: tf.gather(a, rows) for name, a in arrays.items()}}
 
     epochs = tf.data.Dataset.counter(first_epoch) if seed is not None else tf.data.Dataset.from_tensors(tf.constant(0, tf.int64))
-    size = num_batches(data, batch_size) if seed is None else tf.data.INFINITE_CARDINALITY
-    found = epochs.flat_map(batches).map(gathered)
+    size = num_batches(data, batch_size) - skip if seed is None else tf.data.INFINITE_CARDINALITY
+    found = epochs.flat_map(batches).skip(skip).map(gathered)
     return found.apply(tf.data.experimental.assert_cardinality(size)).prefetch(2)
 
 
-def num_batches(data: Sequences, batch_size: int, *, batch_steps: int | None = None) -> int:
+def num_batches(data: Sequences | Shards, batch_size: int, *, batch_steps: int | None = None) -> int:
     """Batches of an epoch: the same for all epochs, with a seed and without."""
+    if not isinstance(data, Sequences):
+        return data.num_batches(batch_size, batch_steps=batch_steps)
     if batch_steps is None:
         return -(-len(data) // batch_size)
     return len(_cuts(_length_classes(data.lengths), batch_steps)) - 1
@@ -407,7 +435,7 @@ def num_batches(data: Sequences, batch_size: int, *, batch_steps: int | None = N
 
 
 def windows(
-    data: Sequences, batch_size: int, num_steps: int, *, seed: int | None = None, first_epoch: int = 0
+    data: Sequences | Shards, batch_size: int, num_steps: int, *, seed: int | None = None, first_epoch: int = 0, skip: int = 0
 ) -> tf.data.Dataset:
     """Successive windows of `num_steps` steps of `batch_size` lanes of one long text, for a state that is carried on.
 
@@ -425,7 +453,7 @@ def windows(
         batch_size: number of lanes, B.
         num_steps: steps of a window, T.
         seed: of the order, or the place to begin at.
-        first_epoch: where to go on.
+        first_epoch, skip: where to go on: after `skip` windows of this epoch.
 
     Returns:
         Batches with `x` `[B, T]`; `mask` `[B, T]`, False only where a lane has ended; `row` `[B]`, the lane; and `fresh` `[B, T]`
@@ -435,6 +463,8 @@ def windows(
     Raises:
         ValueError: there are no steps, or they are no symbols.
     """
+    if not isinstance(data, Sequences):
+        return data.windows(batch_size, num_steps, seed=seed, first_epoch=first_epoch, skip=skip)
     _check_stream(data, batch_size=batch_size, num_steps=num_steps)
     if any(np.ndim(a) != 1 for a in ([data.x[0]] if _is_block(data.x) else data.x)):
         shape = next(np.shape(a) for a in data.x if np.ndim(a) != 1)
@@ -443,18 +473,20 @@ def windows(
     if not parts:
         raise ValueError(f"`data` must have steps; all its {len(data)} sequences are empty (data set {data.name!r}).")
 
+    size = num_windows(data, batch_size, num_steps)
+    _check_skip(skip, size)
+
     def generate() -> Iterator[Batch]:
-        for epoch in itertools.count(first_epoch) if seed is not None else [0]:
+        for epoch, begin in _passes(seed, first_epoch, skip):
             rng = None if seed is None else np.random.default_rng([seed, epoch])
-            yield from _lanes(*_joined(parts, rng), batch_size, num_steps)
+            yield from _lanes(*_joined(parts, rng), batch_size, num_steps, begin)
 
     dtype = np.result_type(*parts)
     example = {name: np.zeros((1, 1), kind) for name, kind in (("x", dtype), ("mask", bool), ("fresh", bool))}
-    size = num_windows(data, batch_size, num_steps) if seed is None else None
-    return _generated(generate, {**example, "row": np.zeros(1, np.int32)}, size)
+    return _generated(generate, {**example, "row": np.zeros(1, np.int32)}, size - skip if seed is None else None)
 
 
-def num_windows(data: Sequences, batch_size: int, num_steps: int) -> int:
+def num_windows(data: Sequences | Shards, batch_size: int, num_steps: int) -> int:
     """Batches of an epoch of `windows`: the steps of the longest lane over those of a window, rounded up."""
     longest = math.ceil(int(data.lengths.sum(dtype=np.int64)) / batch_size)
     return math.ceil(longest / num_steps)
@@ -473,13 +505,13 @@ def _joined(parts: list[np.ndarray], rng: np.random.Generator | None) -> tuple[n
     return steps, begins
 
 
-def _lanes(steps: np.ndarray, begins: np.ndarray, batch_size: int, num_steps: int) -> Iterator[Batch]:
-    """The windows of one epoch."""
+def _lanes(steps: np.ndarray, begins: np.ndarray, batch_size: int, num_steps: int, skip: int) -> Iterator[Batch]:
+    """The windows of one epoch, without its first `skip`."""
     each, more = divmod(len(steps), batch_size)  # the first `more` lanes have one step more
     lanes = np.arange(batch_size)
     first = (lanes * each + np.minimum(lanes, more))[:, None]
     ends = (each + (lanes < more))[:, None]
-    for begin in range(0, each + bool(more), num_steps):
+    for begin in range(skip * num_steps, each + bool(more), num_steps):
         place = begin + np.arange(num_steps)
         mask = place < ends
         index = np.where(mask, first + place, 0)

@@ -314,8 +314,8 @@ def _json_items(path: Path) -> list[Any]:
         items = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: no readable JSON ({error.msg}). Is it cut off?") from error
-    except RecursionError as error:
-        raise ValueError(f"{path} is no readable JSON: it is nested too deeply.") from error
+    except (RecursionError, ValueError) as error:  # nested too deeply; a whole number of thousands of digits
+        raise ValueError(f"{path} must be readable JSON; {error}.") from error
     if not isinstance(items, list) or not items:
         raise ValueError(f'{path} must be a list of {{"text": ..., "entities": [...]}}; received {text[:50]!r}.')
     return items
@@ -328,7 +328,7 @@ def _read_spans(path: Path, items: list[tuple[int, Any]]) -> list[_Sentence]:
         where = f"item {number}"
         text = item.get("text") if isinstance(item, dict) else None
         entities = item.get("entities", []) if isinstance(item, dict) else None
-        if not isinstance(text, str) or not text or not isinstance(entities, list):
+        if not isinstance(text, str) or not _is_text(text) or not isinstance(entities, list):
             raise ValueError(f'{path}, {where}: an item must have a "text" and "entities"; received {str(item)[:50]!r}.')
         spans = [_span(f"{path}, {where}", text, entity) for entity in entities]
         try:
@@ -339,12 +339,17 @@ def _read_spans(path: Path, items: list[tuple[int, Any]]) -> list[_Sentence]:
     return _some(path, sentences)
 
 
+def _is_text(value: str) -> bool:
+    """Whether an array can hold this string: not empty, without NUL and halves of surrogate pairs."""
+    return bool(re.fullmatch(r"[^\0\ud800-\udfff]+", value))
+
+
 def _span(where: str, text: str, entity: Any) -> tuple[str, int, int]:
     """(type, begin, end) of an entity in JSON."""
     kind = entity.get("type") if isinstance(entity, dict) else None
     span = entity.get("span") if isinstance(entity, dict) else None
     whole = isinstance(span, list) and len(span) == 2 and all(type(i) is int for i in span)
-    if not isinstance(kind, str) or not kind or not whole:
+    if not isinstance(kind, str) or not _is_text(kind) or not whole:
         raise ValueError(f'{where}: an entity must have a "span" [begin, end] and a "type"; received {str(entity)[:80]!r}.')
     begin, end = span  # type: ignore[misc]
     if not 0 <= begin < end <= len(text):

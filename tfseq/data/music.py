@@ -291,6 +291,8 @@ def _midi_notes(path: Path) -> np.ndarray:
         file.readstr(path.read_bytes())
         if file.ticksPerSecond is not None:
             raise ValueError("its time is in seconds, without beats")
+        if not file.ticksPerQuarterNote:
+            raise ValueError("its quarter notes have no ticks")
         notes = _note_array(
             (note.onTime, note.offTime, note.event.pitch)
             for track in file.tracks

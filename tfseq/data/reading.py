@@ -38,7 +38,7 @@ def decoded(path: object, content: bytes) -> str:
     r"""Bytes of a file as text, without a byte order mark; `\r\n` becomes `\n`.
 
     Raises:
-        ValueError: they are not UTF-8; the line and the byte are named.
+        ValueError: they are not UTF-8, or hold NUL; the line is named.
     """
     try:
         text = content.decode("utf-8")
@@ -49,6 +49,9 @@ def decoded(path: object, content: bytes) -> str:
             f"{path}, line {line}: text must be UTF-8; byte {column} of the line, {content[error.start]:#04x}, is not. "
             "Is it of another encoding (Latin-1, UTF-16)? Save it as UTF-8."
         ) from error
+    if (place := text.find("\0")) >= 0:  # which NumPy's strings drop at their end
+        line = text.count("\n", 0, place) + 1
+        raise ValueError(f"{path}, line {line}: text must hold no NUL. Is it of another encoding (UTF-16), or no text at all?")
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 

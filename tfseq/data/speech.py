@@ -199,7 +199,10 @@ def _opened(path: Path) -> tuple[tuple[int, int, int], int, bytes]:
     try:
         with wave.open(str(path), "rb") as file:
             found = file.getframerate(), 8 * file.getsampwidth(), file.getnchannels()
-            return found, file.getnframes(), file.readframes(file.getnframes())
+            if not found[0]:
+                raise wave.Error("its sampling rate is 0")
+            most = path.stat().st_size // (file.getsampwidth() * file.getnchannels())  # whatever its head says
+            return found, file.getnframes(), file.readframes(min(most, file.getnframes()))
     except (wave.Error, EOFError, RuntimeError) as error:  # as the parts of `wave` raise
         raise ValueError(
             f"{path} is no readable WAV file ({error or 'it ends too early'}). Is it compressed, of floats, or cut off? "

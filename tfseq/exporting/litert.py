@@ -115,7 +115,9 @@ def convert(
 
 
 def to_litert(name: str, function: Callable, specs: Sequence[tf.TensorSpec], weights: Weights = "float32") -> bytes:
-    """A function of named inputs of fixed shapes as a LiteRT model with one signature; outputs that are strings are left out.
+    """A function of named inputs of fixed shapes as a LiteRT model with one signature.
+
+    Outputs that are strings are left out, and so is what has no elements, in and out: the interpreter takes none.
 
     Raises:
         NotConvertible: it takes strings, or needs operations that are not built in; the message names them.
@@ -123,12 +125,15 @@ def to_litert(name: str, function: Callable, specs: Sequence[tf.TensorSpec], wei
     if strings := [spec.name for spec in specs if spec.dtype == tf.string]:
         raise NotConvertible(name, f"{', '.join(strings)} takes strings")
 
+    empty = {spec.name: spec for spec in specs if 0 in spec.shape}
+    given = [spec for spec in specs if spec.name not in empty]
+
     def numbers(*values: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = function(**{spec.name: value for spec, value in zip(specs, values, strict=True)})
-        return {key: value for key, value in outputs.items() if value.dtype != tf.string}
+        nothing = {key: tf.zeros(spec.shape, spec.dtype) for key, spec in empty.items()}
+        return _numbers(function(**nothing, **{spec.name: value for spec, value in zip(given, values, strict=True)}))
 
     with single_precision(), without_gradients():
-        traced = tf.function(numbers, autograph=False).get_concrete_function(*specs)
+        traced = tf.function(numbers, autograph=False).get_concrete_function(*given)
     module = tf.Module()
     module.variables_of_it, module.call = list(traced.variables), traced
     with tempfile.TemporaryDirectory() as kept:
@@ -146,8 +151,14 @@ def to_litert(name: str, function: Callable, specs: Sequence[tf.TensorSpec], wei
                 return converter.convert()
         except Exception as error:  # ConverterError, which is private
             needed = sorted(set(re.findall(r"'(tf\.\w+)' op is", str(error))))
-            why = f"it needs {', '.join(needed)}, not built in (Flex)" if needed else str(error).strip().splitlines()[0][:200]
+            said = re.sub(r"^.*\)\): ", "", str(error).strip().splitlines()[0])[:200]  # behind the place in the graph
+            why = f"it needs {', '.join(needed)}, not built in (Flex)" if needed else said
             raise NotConvertible(name, why) from error
+
+
+def _numbers(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The outputs that a device gives."""
+    return {key: value for key, value in outputs.items() if value.dtype != tf.string and 0 not in value.shape}
 
 
 def _without_shape_checks(path: Path) -> None:
@@ -177,7 +188,8 @@ def _compare(
     draws = any(spec.name == "seed" for spec in specs)
     for num_steps in (length, 1, 0):
         given = maker.inputs(specs, [num_steps] * batch, length)
-        wanted = {k: v for k, v in function(**{k: tf.constant(v) for k, v in given.items()}).items() if v.dtype != tf.string}
+        wanted = _numbers(function(**{key: tf.constant(value) for key, value in given.items()}))
+        given = {key: value for key, value in given.items() if value.size}
         try:
             got = runner(**given)
         except (RuntimeError, ValueError) as error:

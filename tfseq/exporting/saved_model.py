@@ -25,6 +25,7 @@ from tfseq.data.batching import Sequences
 from tfseq.exporting import documents, warmup
 from tfseq.exporting.examples import SHORT, Examples, example_inputs
 from tfseq.exporting.servable import check_servable
+from tfseq.files import flush
 from tfseq.models.base import Endpoint, SequenceModel
 from tfseq.training import versions
 
@@ -124,7 +125,6 @@ def export(
         (temporary / "batching_params.pbtxt").write_text(documents.BATCHING)
         (temporary / "card.json").write_text(json.dumps(about, indent=1) + "\n")
         (temporary / "README.md").write_text(documents.readme(folder.name, version, about))
-        _flush(temporary)
     try:
         documents.write_models_config(folder.parent)
     except OSError as error:  # the version is whole, and served where it is named otherwise
@@ -145,7 +145,10 @@ def _appearing(path: Path) -> Iterator[Path]:
         with _locked(temporary):
             _remove_left_behind(path.parent)
             yield temporary
+            for written in (*temporary.rglob("*"), temporary):
+                flush(written)
             os.rename(temporary, path)
+            flush(path.parent)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         for parent in made:
@@ -188,14 +191,6 @@ def _remove_left_behind(folder: Path) -> None:
             with contextlib.suppress(OSError), _locked(old) as free:
                 if free:
                     shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Everything in a folder on the disk: some file systems say only now that it is full."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 def trace(endpoints: Mapping[str, Endpoint]) -> dict[str, Any]:

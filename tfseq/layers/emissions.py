@@ -289,7 +289,7 @@ class BernoulliEmission(Emission):
 class MultinomialEmission(Emission):
     """Counts of D outcomes at every step, their total given: rows of probabilities ~ Dirichlet(concentration)."""
 
-    support = "a whole number of at least 0 everywhere for a multinomial emission"
+    support = "a whole number of at least 0 everywhere for a multinomial emission, below 2^31"
     hint = "Were the counts scaled? Pass the raw counts."
     prior_names, default_prior = ("concentration",), (1.0,)
     takes_missing_features = False
@@ -302,7 +302,7 @@ class MultinomialEmission(Emission):
 
     @classmethod
     def supports(cls, x: Any, event_dim: int) -> Any:
-        return (x >= 0) & (x % 1 == 0)
+        return heads.is_count(x)
 
     @property
     def statistics_shapes(self) -> list[list[int]]:
@@ -387,7 +387,7 @@ class CategoricalEmission(MultinomialEmission):
 class PoissonEmission(Emission):
     """Counts, independent given the state: rate_kd ~ Gamma(shape, rate); shape / rate is the mean of the prior."""
 
-    support = "a whole number of at least 0 everywhere for a Poisson emission"
+    support = "a whole number of at least 0 everywhere for a Poisson emission, below 2^31"
     hint = "Were the counts scaled or averaged? Pass the raw counts."
     prior_names, default_prior = ("shape", "rate"), (1.0, 1e-3)
 
@@ -399,7 +399,7 @@ class PoissonEmission(Emission):
 
     @classmethod
     def supports(cls, x: Any, event_dim: int) -> Any:
-        return (x >= 0) & (x % 1 == 0)
+        return heads.is_count(x)
 
     @property
     def statistics_shapes(self) -> list[list[int]]:

@@ -18,11 +18,16 @@ Scaling = Literal["feature", "global"]
 MIN_STDDEV = 1e-4  # a density may not grow without bound on a repeated value
 
 
-def check_support(x: np.ndarray, supported: np.ndarray, rule: str, hint: str) -> None:
+def check_support(x: np.ndarray, supported: np.ndarray, rule: str, hint: str, name: str = "x") -> None:
     """Raises ValueError where the finite array x is not in a family's support, bool of its shape."""
     if not supported.all():
         place = tuple(int(i) for i in np.argwhere(~supported)[0])
-        raise ValueError(f"`x` must be {rule}; received {x[place]:.6g} at index {place}. {hint}")
+        raise ValueError(f"`{name}` must be {rule}; received {x[place]:.6g} at index {place}. {hint}")
+
+
+def is_count(x: Any) -> Any:
+    """Where x is a whole number from 0 that float32 log-factorials can be made of, bool of its shape."""
+    return (x >= 0) & (x % 1 == 0) & (x < 2**31)
 
 
 def log_odds(p: np.ndarray) -> np.ndarray:

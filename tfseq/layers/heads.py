@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
 from tfseq import checks
-from tfseq.layers.head import MIN_STDDEV, Head, RealHead, Scaling, check_support, log_odds
+from tfseq.layers.head import MIN_STDDEV, Head, RealHead, Scaling, check_support, is_count, log_odds
 from tfseq.layers.mixtures import BivariatePen, GaussianMixture
 from tfseq.layers.nade import NADE
 from tfseq.layers.rbm_head import RBMHead
@@ -102,7 +102,7 @@ def poisson_quantile(rate: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
 class Poisson(Head):
     """Counts: x_d ~ Poisson(exp(a_d))."""
 
-    support = "a whole number of at least 0 everywhere for a Poisson head"
+    support = "a whole number of at least 0 everywhere for a Poisson head, below 2^31"
     hint = "Were the counts scaled or averaged? Pass the raw counts."
 
     def distribution(self, log_rate: tf.Tensor) -> tfd.Distribution:
@@ -116,7 +116,7 @@ class Poisson(Head):
 
     @classmethod
     def supports(cls, x: Any, event_dim: int) -> Any:
-        return (x >= 0) & (x % 1 == 0)
+        return is_count(x)
 
 
 @keras.saving.register_keras_serializable("tfseq")

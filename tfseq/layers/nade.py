@@ -27,7 +27,7 @@ def _sweep(x: tf.Tensor, hidden: tf.Tensor, w: tf.Tensor, v: tf.Tensor) -> tuple
     def step(d: tf.Tensor, a: tf.Tensor, found: tf.TensorArray) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
         return d + 1, _hidden_step(a, x[d], w[d]), found.write(d, tf.linalg.matvec(tf.sigmoid(a), v[d]))
 
-    start = (tf.constant(0), hidden, tf.TensorArray(hidden.dtype, num, element_shape=[None]))
+    start = (tf.constant(0), hidden, tf.TensorArray(hidden.dtype, num, element_shape=hidden.shape[:1]))
     _, last, found = tf.while_loop(lambda d, *_: d < num, step, start)
     return found.stack(), last
 
@@ -79,7 +79,9 @@ class NadeDistribution:
     def log_prob(self, x: tf.Tensor) -> tf.Tensor:
         """log p(x), `[...]`: a loop over features whose step is all rows', O(rows D H) time and O(rows (D + H)) memory."""
         num, units = self.v.shape
-        leading = tf.broadcast_dynamic_shape(tf.shape(x)[:-1], tf.shape(self.visible)[:-1])
+        static = tf.broadcast_static_shape(x.shape[:-1], self.visible.shape[:-1])
+        dynamic = tf.broadcast_dynamic_shape(tf.shape(x)[:-1], tf.shape(self.visible)[:-1])
+        leading = static.as_list() if static.is_fully_defined() else dynamic  # LiteRT's arrays need sizes known beforehand
 
         def columns(a: tf.Tensor, width: int) -> tf.Tensor:
             return tf.reshape(tf.broadcast_to(a, tf.concat([leading, [width]], 0)), [-1, width])

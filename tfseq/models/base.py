@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
@@ -14,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfseq import checks
+from tfseq.models.replicas import keras_reduces_numbers, num_replicas, rows_by_replica, spans_machines, sum_over_replicas
 from tfseq.ops import random
 from tfseq.ops.masking import fill, masked_sum, pad, some_steps
 from tfseq.ops.tracing import compiled, without_gradients
@@ -36,6 +38,11 @@ _IN_SUPPORT = (
     "`x` must lie in the range of the model; a batch of the stream holds values outside it. "
     "`model.as_batch(batch)` names the first of them."
 )
+_NOT_FINITE = "The loss or a gradient is not finite"
+
+
+class NotFiniteError(ValueError):
+    """The loss or a gradient of a training step is not finite; the weights are those before it."""
 
 
 class Terms(NamedTuple):
@@ -61,19 +68,6 @@ class Terms(NamedTuple):
     def per_sequence(self, values: tf.Tensor) -> tf.Tensor:
         """`values`, which may be `[B, T]` or `[B]` as `log_lik`, summed over real steps: `[B]`."""
         return values if values.shape.rank == 1 else masked_sum(values, self.mask, axis=-1)
-
-
-def num_replicas() -> int:
-    """How many replicas train together."""
-    return tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def sum_over_replicas(value: Any) -> Any:
-    """Sum of a tensor (or list of tensors) over all replicas; the value itself where there is one."""
-    context = tf.distribute.get_replica_context()
-    if num_replicas() == 1 or context is None:
-        return value
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
 @keras.saving.register_keras_serializable("tfseq")
@@ -128,18 +122,26 @@ def _constant(value: Any) -> Callable[..., tf.Tensor]:
     return lambda shape, dtype=None: tf.cast(value, dtype)
 
 
-def _checked(name: str, value: np.ndarray, spec: tf.TensorSpec) -> np.ndarray:
-    """`value` in the dtype of `spec`, or a ValueError about its shape or dtype."""
+def checked(name: str, value: Any, spec: tf.TensorSpec) -> np.ndarray:
+    """`value` as an array of the dtype of `spec`, or a ValueError about its shape, its dtype or numbers that do not fit it."""
+    value = checks.array(name, value)
     wanted = spec.shape.as_list()
-    axes = ", ".join([*"BT"[: len(wanted)], *map(str, wanted[2:])])
+    axes = ", ".join(str(n) if n is not None else "BT?"[min(i, 2)] for i, n in enumerate(wanted))
     if value.ndim != len(wanted) or any(n is not None and n != m for n, m in zip(wanted, value.shape, strict=True)):
         hint = " Add the batch axis: `x[None]`." if value.ndim == len(wanted) - 1 else ""
         raise ValueError(f"`{name}` must have shape [{axes}]; received {list(value.shape)}.{hint}")
-    kind, dtype = value.dtype.kind, spec.dtype.as_numpy_dtype
-    allowed = {"f": "fiub", "i": "iu", "b": "b"}[np.dtype(dtype).kind]
-    if kind not in allowed:
+    _check_kind(name, value, spec)
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is no longer what it was
+        cast = value.astype(spec.dtype.as_numpy_dtype)
+    if cast.dtype.kind == "i" and (bad := cast != value).any():
+        raise ValueError(f"`{name}` must hold whole numbers of {8 * cast.itemsize} bits; received {value[bad][0]}.")
+    return cast
+
+
+def _check_kind(name: str, value: np.ndarray, spec: tf.TensorSpec) -> None:
+    allowed = {"f": "fiub", "i": "iu", "b": "b"}[np.dtype(spec.dtype.as_numpy_dtype).kind]
+    if value.dtype.kind not in allowed:
         raise ValueError(f"`{name}` must be {spec.dtype.name}; received {value.dtype}.")
-    return value.astype(dtype)
 
 
 @contextlib.contextmanager
@@ -151,6 +153,11 @@ def _data_errors(model: SequenceModel) -> Iterator[None]:
         for message in (_FINITE_X, _FINITE_U, _IN_SUPPORT, *model.rules):
             if message in str(error):
                 raise ValueError(message) from None
+        if found := re.search(rf"{_NOT_FINITE}\W+(\d+)\W+(\d[\d ,.]*)", str(error)):  # and what the assertion was given
+            raise NotFiniteError(
+                f"{_NOT_FINITE} in training step {found[1]}, on the sequences (`row`) {found[2]}. The weights are those before "
+                "it. A smaller learning rate, or clipping (`global_clipnorm`), may help."
+            ) from None
         raise
 
 
@@ -184,7 +191,8 @@ def graph(method: Callable) -> Callable:
 def counts(**counts: int) -> list[tf.Tensor]:
     """Whole numbers of at least 1 as tensors, so that another number does not trace another graph."""
     checks.at_least(1, **counts)
-    return [tf.constant(n) for n in counts.values()]
+    checks.at_most(2**31 - 1, **counts)
+    return [tf.constant(int(n)) for n in counts.values()]  # `int`: one of NumPy may have 64 bits
 
 
 def _under_its_dtype(constructor: Callable[..., None]) -> Callable[..., None]:
@@ -303,6 +311,11 @@ class SequenceModel(keras.Model):
     def check_training(self, batch: Batch) -> None:
         """Raises ValueError where a checked batch of arrays can be scored, but not learned from."""
 
+    @property
+    def carried(self) -> Sequence[tf.Variable]:
+        """What goes on from batch to batch beside the weights, such as the state inside a text; no file of the model has it."""
+        return ()
+
     # Construction and configuration --------------------------------------------------------------------------------
 
     def create_weights(self) -> None:
@@ -399,9 +412,14 @@ class SequenceModel(keras.Model):
                     f"The batch has no `{name}`; {type(self).__name__} needs {spec.dtype.name} of shape {spec.shape}."
                 )
             if isinstance(value, Sequence) and name not in self.unaligned:
-                value = [np.asarray(v, None if np.size(v) else spec.dtype.as_numpy_dtype) for v in value]
+                value = [checks.array(name, v) for v in value]
+                value = [v if v.size else v.astype(spec.dtype.as_numpy_dtype) for v in value]
                 if not value:
                     raise ValueError(f"`{name}` has no sequences.")
+                if any(not v.ndim for v in value):
+                    raise ValueError(f"`{name}` must be sequences, each [T, ...]; received single values. Is it one sequence?")
+                for v in value:
+                    _check_kind(name, v, spec)
                 shapes = {v.shape[1:] for v in value}
                 if len(shapes) > 1:
                     raise ValueError(
@@ -416,7 +434,9 @@ class SequenceModel(keras.Model):
                         f"for {lengths.tolist()}. Is one of them cut, or in another order?"
                     )
                 value = pad(value)
-            batch[name] = _checked(name, np.asarray(value), spec)
+            batch[name] = checked(name, value, spec)
+            if not len(batch[name]):
+                raise ValueError(f"`{name}` has no sequences.")
         if not batch["x"].shape[1]:  # no steps at all: one padded step, which contributes nothing
             batch = {
                 name: value if name in self.unaligned else np.zeros([len(value), 1, *value.shape[2:]], value.dtype)
@@ -425,7 +445,7 @@ class SequenceModel(keras.Model):
             data, lengths = {k: v for k, v in data.items() if k != "mask"}, np.zeros(len(batch["x"]), np.int32)
         x = batch["x"]
         if "mask" in data:
-            mask = np.asarray(data["mask"])
+            mask = checks.array("mask", data["mask"])
             if mask.dtype != bool or mask.shape != x.shape[:2]:
                 raise ValueError(
                     f"`mask` must be bool of shape [B, T] = {list(x.shape[:2])}, True for real steps; "
@@ -440,8 +460,10 @@ class SequenceModel(keras.Model):
             lengths = np.full(len(x), x.shape[1], np.int32) if lengths is None else lengths
             mask = np.arange(x.shape[1]) < lengths[:, None]
         batch["mask"] = mask
-        for name in set(batch) - {"mask"} - self.unaligned:
-            if batch[name].shape[:2] != mask.shape:
+        for name in set(batch) - {"mask"}:
+            if name in self.unaligned and len(batch[name]) != len(mask):
+                raise ValueError(f"`{name}` must have a row for each of the {len(mask)} of `x`; received {len(batch[name])}.")
+            if name not in self.unaligned and batch[name].shape[:2] != mask.shape:
                 raise ValueError(
                     f"`{name}` must be [B, T, ...] with [B, T] = {list(mask.shape)} as `x`; received {list(batch[name].shape)}."
                 )
@@ -452,9 +474,9 @@ class SequenceModel(keras.Model):
         if "u" in batch:
             self._check_finite("u", batch["u"], np.broadcast_to(mask[..., None], batch["u"].shape))
         self.check_values(np.where(keep, x, np.zeros([], x.dtype)))
-        batch["row"] = np.asarray(data.get("row", np.arange(len(x))), np.int32)
+        batch["row"] = checked("row", data.get("row", np.arange(len(x))), tf.TensorSpec([len(x)], tf.int32))
         if "seed" in data:
-            batch["seed"] = data["seed"]
+            batch["seed"] = np.asarray(random.row_seeds(data["seed"], tf.constant(batch["row"])))
         return batch
 
     @staticmethod
@@ -493,10 +515,13 @@ class SequenceModel(keras.Model):
         """Data as `from_data` takes it: an object with lists of sequences as `x` (and `observed`, `u`, `y`).
 
         Args:
-            data: such an object; or x as a list of sequences or an array `[B, T, ...]`; or a dict of these, and of `mask`.
+            data: such an object; or `Shards`, of which it takes a sample; or x as a list of sequences or an array
+                `[B, T, ...]`; or a dict of these, and of `mask`.
         """
         if hasattr(data, "x"):
             return data
+        if hasattr(data, "sample"):  # shards, whose whole may not fit into memory
+            return data.sample()
         data = dict(data) if isinstance(data, Mapping) else {"x": data}
         if "x" not in data or np.ndim(data["x"][0]) == 0:
             raise ValueError("`dataset` must hold sequences: an object or a dict with `x`, a list of [T, ...], or [B, T, ...].")
@@ -524,13 +549,31 @@ class SequenceModel(keras.Model):
         spec = self.batch_spec().get("u")
         if spec is None:
             return None
-        wanted = [int(num_rows), int(num_steps), spec.shape[2]]
-        if u is None or list(np.shape(u)) != wanted:
+        wanted = tf.TensorSpec([int(num_rows), int(num_steps), spec.shape[2]])
+        if u is None:
+            raise ValueError(f"`{name}` must give the controls of the steps to come, shape {wanted.shape}; received None.")
+        values = checked(name, u, wanted)
+        self._check_finite(name, values, np.ones(values.shape, bool))
+        return tf.constant(values)
+
+    def one_step(self, **entries: Any) -> Batch:
+        """The next observation of each sequence `[B, ...]`, and what stands beside it, as a complete batch of one step."""
+        found = {name: checks.array(name, value) for name, value in entries.items() if value is not None}
+        for name, value in found.items():
+            if not value.ndim:
+                raise ValueError(f"`{name}` must have a row for each sequence, [B, ...]; received a single value.")
+        return self.complete(self.as_batch({name: value[:, None] for name, value in found.items()}))
+
+    @staticmethod
+    def checked_state(state: Any, like: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """A filter's state that has the entries, shapes and dtypes of `like`."""
+        if not isinstance(state, Mapping) or set(state) != set(like):
+            received = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(
-                f"`{name}` must give the controls of the steps to come, shape {wanted}; "
-                f"received {None if u is None else np.shape(u)}."
+                f"`state` must be a dict of {sorted(like)}, from `init_state` or from the last step; received {received}."
             )
-        return tf.convert_to_tensor(u, tf.float32)
+        specs = {name: tf.TensorSpec(a.shape, a.dtype) for name, a in like.items()}
+        return {name: tf.constant(checked(f"state[{name!r}]", state[name], spec)) for name, spec in specs.items()}
 
     # Training ------------------------------------------------------------------------------------------------------
 
@@ -621,16 +664,27 @@ class SequenceModel(keras.Model):
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step on minus the bound, nats per real step."""
         batch = self._checked(self.complete(batch, self.step.value))
-        with tf.GradientTape() as tape:
+        # nothing of a step happens before its batch is there: the end of a stream would leave half of one
+        with tf.control_dependencies([batch["x"]]), tf.GradientTape() as tape:
             loss, _ = self._loss(self.terms(batch, training=True))
             loss += tf.add_n([tf.cast(a, loss.dtype) for a in self.losses]) / num_replicas() if self.losses else 0.0
             scaled = self.optimizer.scale_loss(loss)
-        gradients = self.adjust(tape.gradient(scaled, self.trainable_weights))
-        if self.norm_metrics:
-            self._measure_norms(gradients)
-        self.optimizer.apply(self._clip(gradients), self.trainable_weights)
-        self.step.assign(self.step + 1)
+        gradients = tape.gradient(scaled, self.trainable_weights)
+        # a loss scale is found by gradients that are not finite: its optimiser leaves them out
+        is_scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        with tf.control_dependencies([self.assert_finite(batch, loss, () if is_scaled else gradients)]):
+            gradients = self.adjust(gradients)
+            if self.norm_metrics:
+                self._measure_norms(gradients)
+            self.optimizer.apply(self._clip(gradients), self.trainable_weights)
+            self.step.assign(self.step + 1)
         return self._training_logs()
+
+    def assert_finite(self, batch: Batch, loss: tf.Tensor, gradients: Sequence[tf.Tensor] = ()) -> Any:
+        """What a training step waits for before it changes weights: the loss and gradients of all replicas are finite."""
+        total = tf.stop_gradient(loss) + tf.cast(tf.linalg.global_norm(gradients), loss.dtype) if gradients else loss
+        holds = tf.math.is_finite(sum_over_replicas(total))  # all replicas stop at once
+        return tf.debugging.Assert(holds, [_NOT_FINITE, self.step.value, batch["row"]], summarize=10)
 
     def adjust(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         """The gradients of this replica's (scaled) loss, in the order of `trainable_weights`, as they are applied."""
@@ -680,23 +734,60 @@ class SequenceModel(keras.Model):
             return x
         return self.as_batch(x if y is None else {**(x if isinstance(x, Mapping) else {"x": x}), "y": y})
 
+    def _on_replicas(self, data: Any, batch_size: int | None = None, shuffle: bool = False) -> tuple[Any, int | None]:
+        """What `_prepare` gave, where several replicas train: each one's rows of every batch; and how many batches, where known.
+
+        Keras would count each replica's part of a batch. Of a stream whose end is known, batches come again and again.
+        """
+        strategy = self.distribute_strategy
+        if strategy.num_replicas_in_sync == 1 or isinstance(data, tf.distribute.DistributedDataset):
+            return data, None
+        if isinstance(data, dict):
+            rows = tf.data.Dataset.from_tensor_slices(data)
+            if shuffle:  # in one order on all workers
+                rows = rows.shuffle(len(data["x"]), seed=int(self.seed[0]))
+            data = rows.batch(batch_size or 32)
+        if not isinstance(data, tf.data.Dataset):
+            raise ValueError(
+                f"Data for several replicas must be arrays or a tf.data.Dataset of batches, which all workers read "
+                f"alike; received {type(data).__name__}."
+            )
+        size = int(data.cardinality())
+        return (rows_by_replica(data.repeat(), strategy), size) if size >= 0 else (rows_by_replica(data, strategy), None)
+
+    def _make_function(self, step_function: Callable) -> Callable:
+        """Keras's: a train or test step on every replica, and what it logs as the mean over them."""
+        strategy = self.distribute_strategy
+        if not spans_machines(strategy) or keras_reduces_numbers(strategy):
+            return super()._make_function(step_function)
+        return super()._make_function(lambda batch: {name: value[None] for name, value in step_function(batch).items()})
+
     def fit(self, x: Any = None, y: Any = None, *, validation_data: Any = None, **kwargs: Any) -> keras.callbacks.History:
-        """Keras's `fit`; x may be `[B, T, ...]`, a list of sequences, a dict, or a stream of batches (dicts)."""
+        """Keras's `fit`; x may be `[B, T, ...]`, a list of sequences, a dict, or a stream of batches (dicts).
+
+        Under a `tf.distribute` strategy, of one machine or of many, batches are those of all replicas: each takes its rows, and
+        together they make the step that one would.
+        """
         if validation_data is not None:
-            validation_data = self._prepare(validation_data)
+            size = kwargs.get("validation_batch_size") or kwargs.get("batch_size")
+            validation_data, size = self._on_replicas(self._prepare(validation_data), size)
+            kwargs["validation_steps"] = kwargs.get("validation_steps") or size
         prepared = self._prepare(x, y)
         if isinstance(prepared, dict):
             self.check_training(prepared)
-        kwargs.setdefault("shuffle", prepared is not x)  # a stream is shuffled by who made it
+        shuffle = kwargs.setdefault("shuffle", prepared is not x)  # a stream is shuffled by who made it
+        prepared, size = self._on_replicas(prepared, kwargs.get("batch_size"), shuffle)
+        kwargs["steps_per_epoch"] = kwargs.get("steps_per_epoch") or size
         with _data_errors(self):
             return super().fit(prepared, validation_data=validation_data, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
         """Keras's `evaluate`, on the same kinds of data as `fit`."""
-        if kwargs.get("_use_cached_eval_dataset"):  # called by Keras's fit, with what ours prepared
-            return super().evaluate(x, y, **kwargs)
+        if not kwargs.get("_use_cached_eval_dataset"):  # called by Keras's fit, with what ours prepared
+            x, size = self._on_replicas(self._prepare(x, y), kwargs.get("batch_size"))
+            y, kwargs["steps"] = None, kwargs.get("steps") or size
         with _data_errors(self):
-            return super().evaluate(self._prepare(x, y), **kwargs)
+            return super().evaluate(x, y, **kwargs)
 
     def predict(self, x: Any, **kwargs: Any) -> Any:
         """Keras's `predict`, on the same kinds of data as `fit`."""

@@ -233,7 +233,7 @@ class BoltzmannMachine(EnergyModel):
         if self.num_hidden:
             if h is None:
                 raise ValueError(f"`h` must be given, the states of {self.num_hidden} hidden units; received None.")
-            u = tf.concat([u, self._rows("h", h, self.num_hidden)], 1)
+            u = tf.concat([u, self._rows("h", h, self.num_hidden, like=u)], 1)
         return -tf.reduce_sum(u * (0.5 * u @ self.couplings() + self.bias_vector), -1)
 
     # Sampling ------------------------------------------------------------------------------------------------------
@@ -280,7 +280,8 @@ class BoltzmannMachine(EnergyModel):
         """
         checks.choice("method", method, ("auto", "exact", "gibbs"))
         checks.at_least(2, num_sweeps=num_sweeps)
-        v, observed = self._visible(v), tf.convert_to_tensor(observed)
+        v = self._rows("v", v, self.visible_units.columns, check=False)
+        observed = tf.convert_to_tensor(checks.array("observed", observed))
         if observed.dtype != tf.bool or observed.shape.as_list() != v.shape.as_list():
             raise ValueError(
                 f"`observed` must be bool of shape {v.shape.as_list()}; received {observed.dtype.name} of shape "

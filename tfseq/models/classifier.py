@@ -115,6 +115,8 @@ class SequenceClassifier(Reader):
         self.add_ratio("accuracy")
         self.create_weights()
 
+    learned = "y"
+
     @property
     def convention(self) -> str:
         return "share of sequences classified right, higher is better"

@@ -8,7 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfseq.models.base import Batch, SequenceModel, sum_over_replicas
+from tfseq.models.base import Batch, SequenceModel
+from tfseq.models.replicas import sum_over_replicas
 
 
 class ClosedFormModel(SequenceModel):
@@ -57,6 +58,12 @@ class ClosedFormModel(SequenceModel):
         log_lik = tf.reduce_sum(tf.cast(log_prob, tf.float64))
         steps = tf.math.count_nonzero(batch["mask"], dtype=tf.float64)
         log_lik, steps, *statistics = sum_over_replicas([log_lik, steps, *statistics])
+        with tf.control_dependencies([self.assert_finite(batch, log_lik)]):
+            self._learn(log_lik, steps, statistics)
+        return self.get_metrics_result()
+
+    def _learn(self, log_lik: tf.Tensor, steps: tf.Tensor, statistics: Sequence[tf.Tensor]) -> None:
+        """Adds the sums of a batch over all replicas to the metrics and to the statistics."""
         # the prior counts once in a pass over the data, in its first batch
         penalty = tf.where(self.statistics_count.value == 0.0, self.penalty(), tf.constant(0.0, tf.float64))
         self.loss_metric.update_state(penalty - log_lik, steps)
@@ -73,10 +80,11 @@ class ClosedFormModel(SequenceModel):
             self.num_updates.assign(self.num_updates + 1)
             self.maximise([a.value for a in self.statistics])
         self.step.assign(self.step + 1)
-        return self.get_metrics_result()
 
     def update(self) -> None:
         """M step of the statistics of a whole pass over the data, if there are any; they begin anew."""
+        if self.step_size is not None:
+            return  # updated after every batch, from statistics that go on
         if int(self.pass_is_done.numpy()) and float(self.statistics_count.numpy()) > 0.0:
             self.end_pass()
         self.forget()  # of a pass that was interrupted

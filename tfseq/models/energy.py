@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import numbers
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -19,7 +20,8 @@ import tensorflow as tf
 
 from tfseq import checks
 from tfseq.layers.heads import check_support
-from tfseq.models.base import Batch, Endpoint, SequenceModel, Terms, counts, graph, sum_over_replicas
+from tfseq.models.base import Batch, Endpoint, SequenceModel, Terms, counts, graph
+from tfseq.models.replicas import num_replicas, sum_over_replicas
 from tfseq.ops import ais, random
 from tfseq.ops.gibbs import Layered, Machine, Phase, States, exchange, gibbs
 from tfseq.ops.masking import fill
@@ -216,13 +218,13 @@ class EnergyModel(SequenceModel):
         if not hasattr(data, "x"):
             data = dict(data) if isinstance(data, Mapping) else {"x": data}
             for name, rank in (("x", 2), ("y", 1)):
-                if len(getattr(data.get(name), "shape", ())) == rank:
-                    data[name] = np.asarray(data[name])[:, None]
+                if hasattr(data.get(name), "shape") and (value := checks.array(name, data[name])).ndim == rank:
+                    data[name] = value[:, None]
         return super().as_batch(data)
 
     @staticmethod
     def as_dataset(data: Any) -> Any:
-        if not hasattr(data, "x") and len(getattr(data, "shape", ())) == 2:
+        if not (hasattr(data, "x") or hasattr(data, "sample")) and len(getattr(data, "shape", ())) == 2:
             data = np.asarray(data)[:, None]
         return SequenceModel.as_dataset(data)
 
@@ -393,7 +395,7 @@ class EnergyModel(SequenceModel):
                 fast.assign(_FAST_DECAY * fast - _FAST_RATE * gradient / scale)
         if not self.l2:
             return gradients
-        rate = self.l2 * scale / tf.distribute.get_strategy().num_replicas_in_sync
+        rate = self.l2 * scale / num_replicas()
         pairs = zip(gradients, self.trainable_weights, strict=True)
         return [g if "bias" in w.name or w is self.log_scale else g + tf.cast(rate, g.dtype) * w.value for g, w in pairs]
 
@@ -438,7 +440,7 @@ class EnergyModel(SequenceModel):
         if not np.array_equal(now, np.asarray(self.log_z_of)):
             self.log_z.assign(self.log_partition(num_temperatures=self.num_temperatures, reverse=False).value)
             self.log_z_of.assign(now)
-        return float(self.log_z)
+        return float(self.log_z.numpy())
 
     def log_partition(
         self,
@@ -519,7 +521,9 @@ class EnergyModel(SequenceModel):
         if log_partition is None:
             log_z = self.refresh_log_z()
         else:
-            log_z = log_partition.value if isinstance(log_partition, LogPartition) else float(log_partition)
+            log_z = log_partition.value if isinstance(log_partition, LogPartition) else log_partition
+            if not isinstance(log_z, numbers.Real) or not math.isfinite(log_z):
+                raise ValueError(f"`log_partition` must be log Z, a finite number; received {log_partition!r}.")
         return self._log_prob(batch, tf.constant(log_z, tf.float64))
 
     @graph
@@ -564,17 +568,26 @@ class EnergyModel(SequenceModel):
 
     # The machine's quantities, and what is served ------------------------------------------------------------------
 
-    def _rows(self, name: str, value: Any, width: int) -> tf.Tensor:
+    def _rows(self, name: str, value: Any, width: int, check: bool = True, like: tf.Tensor | None = None) -> tf.Tensor:
+        """Vectors `[N, width]`, as many as of `like`; finite, where they are not of a graph and this is to be checked."""
+        if tf.executing_eagerly():
+            value = checks.array(name, value)
+            if value.dtype.kind not in "fiub":
+                raise ValueError(f"`{name}` must be numbers; received {value.dtype}.")
+            if check and not np.isfinite(value).all():
+                raise ValueError(f"`{name}` must be finite; it holds {value[~np.isfinite(value)][0]}.")
         value = tf.convert_to_tensor(value)
         if value.shape.rank != 2 or value.shape[1] not in (width, None):
             raise ValueError(f"`{name}` must have shape [N, {width}]; received {value.shape.as_list()}.")
+        if like is not None and not value.shape[:1].is_compatible_with(like.shape[:1]):
+            raise ValueError(f"`{name}` must have a row for each of the {like.shape[0]} of `v`; received {value.shape[0]}.")
         return tf.cast(value, self.variable_dtype)
 
     @staticmethod
     def _sweeps(num_sweeps: Any, v: tf.Tensor) -> tf.Tensor:
         """Numbers of sweeps as one for each row of v, `[N]` int32."""
         if not tf.is_tensor(num_sweeps):
-            numbers = np.asarray(num_sweeps)
+            numbers = checks.array("num_sweeps", num_sweeps)
             if numbers.dtype.kind not in "iu" or numbers.shape not in ((), (v.shape[0],)) or (numbers < 0).any():
                 raise ValueError(
                     f"`num_sweeps` must be a whole number of at least 0, or one for each of {v.shape[0]} rows; "
@@ -582,8 +595,15 @@ class EnergyModel(SequenceModel):
                 )
         return tf.broadcast_to(tf.cast(num_sweeps, tf.int32), tf.shape(v)[:1])
 
+    def _observations(self, v: Any) -> tf.Tensor:
+        """v `[N, V]`, in the range of the units where it is not of a graph."""
+        v, units = self._rows("v", v, self.visible_units.columns), self.visible_units
+        if tf.executing_eagerly():
+            check_support(v.numpy(), np.asarray(units.supports(self._scaled(v))), units.rule, units.hint, "v")
+        return v
+
     def _visible(self, v: Any) -> tf.Tensor:
-        return self._scaled(self._rows("v", v, self.visible_units.columns))
+        return self._scaled(self._observations(v))
 
     def _inferred(self, v: Any) -> Inferred:
         """Of observations v `[N, V]`, without noise of the rows."""
@@ -610,7 +630,7 @@ class EnergyModel(SequenceModel):
             num_sweeps: a whole number, or one for each row, `[N]`; after 0 sweeps a row is as it was.
             seed: whole numbers `[2]` or `[N, 2]`.
         """
-        v = self._rows("v", v, self.visible_units.columns)
+        v = self._observations(v)
         sweeps = self._sweeps(num_sweeps, v)
         return self._gibbs(v, sweeps, random.row_seeds(seed, tf.range(tf.shape(v)[0])))
 

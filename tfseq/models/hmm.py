@@ -884,6 +884,7 @@ class HiddenMarkovModel(ClosedFormModel):
 
     def init_state(self, num_sequences: int) -> dict[str, tf.Tensor]:
         """What is known before the first observation; see `filter_step`."""
+        checks.at_least(1, num_sequences=num_sequences)
         return self._init_state(tf.zeros([num_sequences, 2], tf.int32))
 
     def filter_step(self, x: Any, state: Mapping[str, Any], *, u: Any = None, observed: Any = None) -> dict[str, tf.Tensor]:
@@ -900,10 +901,10 @@ class HiddenMarkovModel(ClosedFormModel):
         Returns:
             the next state, `log_prob` `[B]` = log p(x_t | x_1 .. x_{t-1}), and `probs` `[B, K]` = p(z_t | x_1 .. x_t).
         """
-        entries = (("x", x), ("u", u), ("observed", observed))
-        batch = self.complete(self.as_batch({name: np.asarray(a)[:, None] for name, a in entries if a is not None}))
+        batch = self.one_step(x=x, u=u, observed=observed)
+        state = self.checked_state(state, self._init_state(batch["seed"]))
         now = [batch[name][:, 0] if name in batch else None for name in ("u", "observed")]
-        return self._filter_step(batch["x"][:, 0], dict(state), *now)
+        return self._filter_step(batch["x"][:, 0], state, *now)
 
     # Their graphs --------------------------------------------------------------------------------------------------
 

@@ -368,9 +368,9 @@ class LinearGaussianModel(ClosedFormModel):
             the next state, `log_prob` `[B]` = log p(x_t | x_1 .. x_{t-1}), and `filtered_mean` `[B, Z]` and
             `filtered_covariance` `[B, Z, Z]` of p(z_t | x_1 .. x_t).
         """
-        entries = (("x", x), ("observed", observed))
-        batch = self.complete(self.as_batch({name: np.asarray(a)[:, None] for name, a in entries if a is not None}))
-        return self._filter_step(batch["x"][:, 0], dict(state), batch["observed"][:, 0] if "observed" in batch else None)
+        batch = self.one_step(x=x, observed=observed)
+        state = self.checked_state(state, self._init_state(batch["seed"]))
+        return self._filter_step(batch["x"][:, 0], state, batch["observed"][:, 0] if "observed" in batch else None)
 
     def distribution(self, num_steps: int) -> tfd.LinearGaussianStateSpaceModel:
         """The `tfd.LinearGaussianStateSpaceModel` with the present parameters, of x `[T, D]` in the data's units."""
@@ -405,7 +405,7 @@ class LinearGaussianModel(ClosedFormModel):
         p, inputs, found = self._found(batch)
         mask, smoothed = batch["mask"], kalman.smooth(p, found.filtered, inputs.mask)
         mean, covariance, cross = (fill(_batch_first(a), mask) for a in smoothed)
-        stddev = tf.sqrt(tf.maximum(tf.linalg.diag_part(covariance), 0.0))
+        stddev = tf.sqrt(tf.maximum(kalman.diagonal(covariance), 0.0))
         return Posterior(mean, stddev, covariance, fill(cross[:, :-1], mask[:, 1:]))
 
     def _normal(self, seed: tf.Tensor, num_steps: tf.Tensor, size: int, use: int) -> tf.Tensor:
@@ -451,7 +451,7 @@ class LinearGaussianModel(ClosedFormModel):
         p, _, found = self._found(batch)
         seed = random.fold_in(batch["seed"], _FUTURE)
         seed = tf.reshape(random.fold_in(seed[:, None], tf.range(num_samples)), [-1, 2])
-        belief = kalman.Belief(*(tf.repeat(a, num_samples, 0) for a in found.next))
+        belief = kalman.Belief(*(tf.repeat(a, num_samples, 0) for a in (found.next.mean, kalman.unique(found.next.root))))
         x = self._generate(p, belief, num_steps, seed)
         return tf.reshape(x, tf.concat([[-1, num_samples], tf.shape(x)[1:]], 0))
 
@@ -526,7 +526,7 @@ class LinearGaussianModel(ClosedFormModel):
             return {
                 "x": until(self._forecast(whole, tf.reduce_max(num_steps), several), num_steps, 2),
                 "mean": until(moments.mean, num_steps),
-                "stddev": until(tf.sqrt(tf.linalg.diag_part(moments.covariance)), num_steps),
+                "stddev": until(tf.sqrt(kalman.diagonal(moments.covariance)), num_steps),
                 "length": tf.identity(num_steps),
             }
 

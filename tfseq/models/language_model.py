@@ -11,6 +11,7 @@ embedding, entries of the recurrent kernels, large and quickly changing activati
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 import keras
@@ -173,6 +174,10 @@ class LanguageModel(Reader):
         found = super().tokenize(text)
         return append_end(*found) if self.ends else found
 
+    @property
+    def carried(self) -> Sequence[tf.Variable]:
+        return self._lanes.variables if self.window else ()
+
     # The network ---------------------------------------------------------------------------------------------------
 
     def _hidden(
@@ -287,7 +292,7 @@ class LanguageModel(Reader):
         num = int(texts.shape[0])
         labels, most = self._classes_of(classes, num), _each("max_tokens", max_tokens, num, tf.int32)
         if num_beams > 1:
-            found = self._search(texts, labels, most, num_beams, float(length_penalty))
+            found = self._search(texts, labels, most, int(num_beams), float(length_penalty))
         else:
             choice = Choice(
                 _each("temperature", temperature, num, tf.float32),
@@ -418,7 +423,7 @@ class LanguageModel(Reader):
 class _Lanes:
     """The states at the ends of the lanes' last windows.
 
-    Every epoch begins anew, so a checkpoint, which is made between epochs, needs none of it: plain variables that nothing saves.
+    Plain variables: no file of the model has them, and checkpoints keep them apart (`SequenceModel.carried`).
     """
 
     def __init__(self, units: Any, num_states: int, boundary: int, dtype: str) -> None:
@@ -426,6 +431,7 @@ class _Lanes:
         with tf.init_scope():
             self.count, self.token = self._variable(None, tf.int32), self._variable([], tf.int32)
             self.state = [[self._variable([n], dtype) for _ in range(num_states)] for n in self.units]
+        self.variables = [self.count, self.token, *(v for layer in self.state for v in layer)]
 
     @staticmethod
     def _variable(shape: list[int] | None, dtype: Any) -> tf.Variable:
@@ -457,15 +463,16 @@ class _Lanes:
 
     def write(self, token: tf.Tensor, state: State) -> list[Any]:
         """Keeps the state at the end of a window."""
-        variables = [self.token, *(v for layer in self.state for v in layer)]
-        values = [token, *map(tf.stop_gradient, tf.nest.flatten(state))]
-        return [self.count.assign(tf.shape(token)[0]), *(v.assign(a) for v, a in zip(variables, values, strict=True))]
+        values = [tf.shape(token)[0], token, *map(tf.stop_gradient, tf.nest.flatten(state))]
+        return [variable.assign(value) for variable, value in zip(self.variables, values, strict=True)]
 
 
 def _each(name: str, value: Any, num: int, dtype: tf.DType, most: float = math.inf) -> tf.Tensor:
     """A setting of `generate` as a number a row `[B]`."""
-    values = np.full(num, value) if np.ndim(value) == 0 else np.asarray(value)
-    if values.shape != (num,) or not ((values >= 0) & (values <= most)).all():
+    values = checks.array(name, value)
+    values = np.full(num, value) if not values.ndim else values
+    is_number = values.dtype.kind in ("iu" if dtype.is_integer else "fiu") and values.shape == (num,)
+    if not is_number or not ((values >= 0) & (values <= min(most, dtype.max))).all():
         bound = "of at least 0" if most == math.inf else f"from 0 to {most:g}"
         raise ValueError(f"`{name}` must be a number {bound}, or one for each of the {num} prompts; received {value!r}.")
     return tf.constant(values, dtype)

@@ -12,9 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfseq import checks
-from tfseq.models.base import graph, sum_over_replicas
+from tfseq.models.base import graph
 from tfseq.models.energy import START_SWEEP, EnergyModel, Inferred, smaller
 from tfseq.models.feedforward import NetworkClassifier
+from tfseq.models.replicas import sum_over_replicas
 from tfseq.ops.ais import exact_log_z
 from tfseq.ops.gibbs import Layered, Phase, States, centred_parameters
 from tfseq.ops.units import Binomial, Units
@@ -160,10 +161,9 @@ class LayeredModel(EnergyModel):
         """
         if len(h) + 1 != len(self.units):
             raise ValueError(f"`energy` takes the states of {len(self.units) - 1} hidden layers; received {len(h)}.")
-        states = [
-            self._visible(v),
-            *(self._rows(f"h{i}", a, u.columns) for i, (a, u) in enumerate(zip(h, self.units[1:], strict=True))),
-        ]
+        s = self._visible(v)
+        layers = enumerate(zip(h, self.units[1:], strict=True))
+        states = [s, *(self._rows(f"h{i}", a, u.columns, like=s) for i, (a, u) in layers)]
         machine = self.machine()
         pairs = [tf.reduce_sum((a @ w) * b, -1) for (a, b), w in zip(_pairs(states), machine.weights, strict=True)]
         own = [machine.own_terms(tuple(states[parity::2]), parity) for parity in (0, 1)]

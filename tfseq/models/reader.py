@@ -116,8 +116,8 @@ class Reader(SequenceModel):
     @classmethod
     def as_dataset(cls, data: Any) -> Any:
         """As of `SequenceModel`; x may be raw texts, and labels may be strings."""
-        if hasattr(data, "x"):
-            return data
+        if hasattr(data, "x") or hasattr(data, "sample"):
+            return SequenceModel.as_dataset(data)
         data = dict(data) if isinstance(data, Mapping) else {"x": data}
         if is_raw(data.get("x")) or is_raw(data.get("target")):
             fields = ("x", "y", "target")
@@ -149,15 +149,15 @@ class Reader(SequenceModel):
         return spec
 
     def check_values(self, x: np.ndarray) -> None:
-        if self.text is not None and ((x < 0) | (x >= self.embedding.size)).any():
-            place = tuple(int(i) for i in np.argwhere((x < 0) | (x >= self.embedding.size))[0])
+        if self.text is not None and ((x < 0) | (x >= self.text.size)).any():
+            place = tuple(int(i) for i in np.argwhere((x < 0) | (x >= self.text.size))[0])
             raise ValueError(
-                f"`x` must be ids from 0 to {self.embedding.size - 1} everywhere; received {x[place]} at index {place}. "
+                f"`x` must be ids from 0 to {self.text.size - 1} everywhere; received {x[place]} at index {place}. "
                 "Is the vocabulary another one?"
             )
 
     def in_support(self, x: tf.Tensor) -> tf.Tensor:
-        return (x >= 0) & (x < self.embedding.size) if self.text is not None else tf.ones_like(x, tf.bool)
+        return (x >= 0) & (x < self.text.size) if self.text is not None else tf.ones_like(x, tf.bool)
 
     def kept_rules(self, batch: Batch) -> list[tf.Tensor]:
         rules = []
@@ -174,6 +174,13 @@ class Reader(SequenceModel):
 
     num_targets = 2**31 - 1
     """How many symbols a target may have."""
+
+    learned: str = ""
+    """The entry that training needs, where there is one: `y` or `target`."""
+
+    def check_training(self, batch: Batch) -> None:
+        if self.learned and self.learned not in batch:
+            raise ValueError(f"`{self.learned}` must be given to a {type(self).__name__} in training; the batch has none.")
 
     def prepare(self, data: Any) -> Any:
         """A data set with its texts cut into tokens."""
@@ -232,6 +239,8 @@ class Reader(SequenceModel):
             data = {n: getattr(data, n, None) for n in ("x", "y", "target")}
         data = dict(data) if isinstance(data, Mapping) else {"x": data}
         data = {name: _numpy(value) for name, value in data.items() if value is not None}
+        if "x" not in data:
+            return super().as_batch(data)  # which says so
         specs = self.batch_spec()
         for name in ("y", "target", "target_mask"):
             if name not in specs:
@@ -239,6 +248,8 @@ class Reader(SequenceModel):
         for name in {"x", "target"} & set(data):
             if (of_text := is_text(data[name])) and not (isinstance(data[name], np.ndarray) and data[name].ndim == 2):
                 data[name] = self.cut(name, data[name])
+            if name == "target" and not of_text:
+                _check_rows(name, data[name])
             if name == "target" or of_text:  # texts that are all empty are strings, too
                 data |= _padded(name, data[name], data.get("mask" if name == "x" else f"{name}_mask"))
         encoded = self.encode(
@@ -252,6 +263,11 @@ class Reader(SequenceModel):
         batch = super().as_batch(data)
         for name, num in (("y", len(self.labels)), ("target", self.num_targets)):
             if name in batch:
+                if name == "target" and batch["target_mask"].shape != batch["target"].shape:
+                    raise ValueError(
+                        f"`target_mask` must have the shape of `target`, {list(batch['target'].shape)}; "
+                        f"received {list(batch['target_mask'].shape)}."
+                    )
                 real = batch[f"{name}_mask"] if name == "target" else batch["mask"] if name not in self.unaligned else True
                 wrong = real & ((batch[name] < UNKNOWN_LABEL) | (batch[name] >= num))
                 if wrong.any():
@@ -316,14 +332,14 @@ def is_text(value: Any) -> bool:
         return value.dtype.kind in "US" or (value.dtype.kind == "O" and value.size > 0 and isinstance(value.flat[0], str | bytes))
     if not isinstance(value, Sequence):
         return False
-    kinds = {np.asarray(a).dtype.kind for a in value if np.size(a)}
-    return bool(kinds) and kinds <= set("USO")
+    rows = [a for a in value if not isinstance(a, Sequence | np.ndarray) or len(a)]
+    return bool(rows) and all(is_raw(_numpy(a)) for a in rows)
 
 
 def tokens_of(items: Any, cut: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]) -> list[np.ndarray]:
     """Raw texts, `cut` into tokens and mask, (or token arrays, as they are) as arrays of tokens `[T_i]`."""
     if not is_raw(items):
-        return [np.asarray(a, str) if np.size(a) else np.zeros(0, "<U1") for a in items]
+        return [_tokens(a) for a in items]
     if isinstance(items, str | bytes):
         items = [items]
     found: list[np.ndarray] = []
@@ -334,11 +350,31 @@ def tokens_of(items: Any, cut: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]
     return found
 
 
+def _tokens(row: Any) -> np.ndarray:
+    """Tokens of a sequence as an array `[T]` of str."""
+    row = _numpy(row)
+    if isinstance(row, np.ndarray) and row.dtype.kind == "U":
+        return row
+    if wrong := [token for token in row if not isinstance(token, str | bytes)]:
+        raise ValueError(f"`x` and `target` must hold strings in the place of tokens, or numbers; received {wrong[0]!r:.60}.")
+    return np.array([t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in row] or np.zeros(0), str)
+
+
+def _check_rows(name: str, value: Any) -> None:
+    """Raises unless these are rows of numbers, in an array or in a list."""
+    rows = value if isinstance(value, np.ndarray | Sequence) else ()
+    shapes = {(a.ndim, *a.shape[1:]) for a in (checks.array(name, row) for row in rows)}
+    if len(shapes) != 1 or (0,) in shapes:
+        raise ValueError(
+            f"`{name}` must be texts, or a row of tokens or of numbers for each sequence, all alike; received {value!r:.60}."
+        )
+
+
 def _padded(name: str, value: Any, mask: Any) -> dict[str, Any]:
     """Lists of arrays as one right-padded array, and its mask."""
     key = "mask" if name == "x" else f"{name}_mask"
     if isinstance(value, np.ndarray) and value.ndim >= 2:
-        return {name: value, key: np.ones(value.shape[:2], bool) if mask is None else np.asarray(mask)}
+        return {name: value, key: np.ones(value.shape[:2], bool) if mask is None else checks.array(key, mask)}
     arrays = [np.asarray(a) for a in value]
     kind = next((a.dtype for a in arrays if a.size), np.dtype("<U1"))  # an empty list is of no kind
     arrays = [a if a.size else np.zeros(0, kind) for a in arrays]
@@ -352,7 +388,8 @@ def _padded(name: str, value: Any, mask: Any) -> dict[str, Any]:
 def _tensor(value: Any) -> tf.Tensor:
     """Strings as a tensor; labels of steps in lists are padded."""
     is_whole = isinstance(value, np.ndarray) or is_raw(value)
-    return tf.constant(np.asarray(value) if is_whole else pad([np.asarray(a, str) for a in value]))
+    texts = np.asarray(value, str) if is_whole else pad([_tokens(a) for a in value])
+    return tf.constant(np.char.encode(texts, "utf-8", "surrogatepass"))  # half of a surrogate pair is no UTF-8, and unknown
 
 
 def _numpy(value: Any) -> Any:

@@ -66,6 +66,7 @@ class Seq2Seq(Reader):
     """
 
     unaligned = frozenset({"target", "target_mask"})
+    learned = "target"
 
     def __init__(
         self,
@@ -271,8 +272,13 @@ class Seq2Seq(Reader):
             data: x, with the targets apart; or a batch or data set of both.
             target: texts, or lists of tokens.
         """
+        return self._graph_log_prob(self._with_target(data, target))
+
+    def _with_target(self, data: Any, target: Any) -> Batch:
         batch = self.given(data if target is None else {"x": data, "target": target})
-        return self._graph_log_prob(batch)
+        if "target" not in batch:
+            raise ValueError("`target` must be given, apart or in the batch: what is to be scored.")
+        return batch
 
     @graph
     def _graph_log_prob(self, batch: Batch) -> tf.Tensor:
@@ -287,8 +293,7 @@ class Seq2Seq(Reader):
         """
         if self.attention is None:
             raise ValueError("`attention_weights` needs a model with attention; this one has attention=None.")
-        batch = self.given(data if target is None else {"x": data, "target": target})
-        return self._graph_weights(batch)
+        return self._graph_weights(self._with_target(data, target))
 
     @graph
     def _graph_weights(self, batch: Batch) -> tf.Tensor:
@@ -309,10 +314,10 @@ class Seq2Seq(Reader):
             length_penalty: see `ops.decoding.beam_search`.
             max_tokens: tokens at most; twice those of x and ten by default.
         """
-        checks.at_least(1, num_beams=num_beams)
+        checks.at_least(1, num_beams=num_beams, **({} if max_tokens is None else {"max_tokens": max_tokens}))
         batch = self.given({"x": data} if not isinstance(data, dict) and not hasattr(data, "x") else data)
         batch = {name: a for name, a in batch.items() if not name.startswith("target")}
-        found = Generated(*self._translate(batch, num_beams, float(length_penalty), max_tokens or 0))
+        found = Generated(*self._translate(batch, int(num_beams), float(length_penalty), int(max_tokens or 0)))
         return self.target_text.write(found.tokens)
 
     @graph

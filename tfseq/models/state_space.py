@@ -367,6 +367,7 @@ class StateSpaceModel(SequenceModel):
             bound, kl = self._filtered(inputs, reading, tf.range(self.train_samples), weight if training else 1.0)
             objective = tf.reduce_sum(bound, 0) if training else None
             kl = tf.stop_gradient(kl)
+            kl = tf.where(tf.equal(bound, -math.inf), tf.zeros_like(kl), kl)  # which may be infinite where x is impossible
             log_lik = bound + (tf.stop_gradient(weight) if training else 1.0) * kl
             return Terms(tf.transpose(log_lik), tf.transpose(kl), batch["mask"], objective)
         numbers = tf.range(self.train_samples) if training and self.train_samples > 1 else None
@@ -440,8 +441,7 @@ class StateSpaceModel(SequenceModel):
             kl = self._divergence(path, prior_mean, prior_stddev, analytic=False)
             log_lik = self.head.log_prob(self.emit(state, embedded, known), seen["x"], seen.get("observed"))
             joint = log_weights_before + log_lik - kl_weight * kl
-            log_prob = tf.reduce_logsumexp(joint, -1)
-            after = joint - log_prob[..., None]
+            after, log_prob = particles.normalised(joint)
             kl = tf.reduce_sum(tf.exp(after) * kl, -1)
             state = recursion.advance(state, embedded, features, multiply)
             return (state, tf.where(mask[..., None], after, log_weights)), (fill(log_prob, mask), fill(kl, mask))
@@ -553,7 +553,7 @@ class StateSpaceModel(SequenceModel):
 
     def init_state(self, num_sequences: int, num_particles: int = 256) -> dict[str, tf.Tensor]:
         """State of the particle filter before the first observation; see `filter_step`."""
-        checks.at_least(1, num_particles=num_particles)
+        checks.at_least(1, num_sequences=num_sequences, num_particles=num_particles)
         return self._init_state(tf.zeros([num_sequences, 2], tf.int32), num_particles)
 
     def filter_step(self, x: Any, state: Mapping[str, Any], seed: Any = (0, 0), *, u: Any = None) -> dict[str, tf.Tensor]:
@@ -571,9 +571,12 @@ class StateSpaceModel(SequenceModel):
         Returns:
             the next state, and `log_prob` `[B]`: an estimate of log p(x_t | x_1 .. x_{t-1}), nats.
         """
-        sequences = {name: np.asarray(a)[:, None] for name, a in (("x", x), ("u", u)) if a is not None}  # of one step
-        batch = self.complete({**self.as_batch(sequences), "seed": random.as_seed(seed)})
-        return self._filter_step(batch["x"][:, 0], dict(state), batch["seed"], batch["u"][:, 0] if self.control_dim else None)
+        batch = self.one_step(x=x, u=u)
+        weights = checks.array("state", state.get("log_weights")) if isinstance(state, Mapping) else np.zeros([])
+        like = self._init_state(batch["seed"], weights.shape[-1] if weights.ndim else 1)
+        seeds = random.row_seeds(seed, batch["row"])
+        u = batch["u"][:, 0] if self.control_dim else None
+        return self._filter_step(batch["x"][:, 0], self.checked_state(state, like), seeds, u)
 
     def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
         """The bound of each sequence, `[B]`: what `predict` returns."""
@@ -740,11 +743,11 @@ class StateSpaceModel(SequenceModel):
                 path, tf.cast(prior_mean, weight.dtype), tf.cast(prior_stddev, weight.dtype), analytic=False
             )
         log_weights += tf.cast(weight, log_weights.dtype)
-        log_prob = tf.reduce_logsumexp(log_weights, -1)
+        log_weights, log_prob = particles.normalised(log_weights)
         carried = recursion.advance(carried, embedded, features, project)
         after = {
             "particles": self._joined(carried, [rows, num]),
-            "log_weights": log_weights - log_prob[:, None],
+            "log_weights": log_weights,
             "step": step + 1,
         }
         return after | ({"previous": x} if self.looks_back else {}) | {"log_prob": log_prob}

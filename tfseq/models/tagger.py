@@ -203,8 +203,13 @@ class SequenceTagger(Reader):
             labels = {"target": tf.TensorSpec([None, None], tf.int32), "target_mask": tf.TensorSpec([None, None], tf.bool)}
         return {**super().batch_spec(), **labels}
 
+    @property
+    def learned(self) -> str:  # type: ignore[override]
+        return "target" if self.head == "ctc" else "y"
+
     def check_training(self, batch: Batch) -> None:
         """Raises where labels have probability zero whatever the weights are: a step on them would not be one."""
+        super().check_training(batch)
         if self.head == "ctc":
             real, target, mask = batch["mask"].sum(1), batch["target"], batch["target_mask"]
             repeats = ((target[:, 1:] == target[:, :-1]) & mask[:, 1:]).sum(1)  # a blank must stand between
@@ -340,7 +345,7 @@ class SequenceTagger(Reader):
         are independent given x, the product of the tags' probabilities.
         """
         if self.tables is None:
-            raise ValueError(f"The tags {list(self.tags)[:10]} mark no entities, so there are none to find.")
+            raise ValueError(f"The `tags` {list(self.tags)[:10]} mark no entities, so there are none to find.")
         batch = self.given(data, mask)
         tags, score = (a.numpy() for a in self._predict_tags(batch))
         probs = None if self.crf is None else self._entity_probs(batch)[1].numpy()

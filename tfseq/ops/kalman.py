@@ -8,7 +8,8 @@ discrete linear dynamic systems using orthogonal transformations"). No covarianc
 loses its sign, and the error of float32 grows with the condition of a root and not with its square, as that of the
 Joseph form does: where noise is a thousandth of the signal, 1e3 and not 1e6 roundings.
 
-What was not observed has an infinite noise: its rows of C, in units of the noise, are zero. Inside this file time comes first:
+What was not observed has an infinite noise: its rows of C, in units of the noise, are zero. Devices (LiteRT) know no
+factorisations, so there these are written out, column by column of a root. Inside this file time comes first:
 T steps, B rows, S samples, Z latent, D features, N any leading axes.
 """
 
@@ -22,6 +23,7 @@ import tensorflow as tf
 from tfseq.ops.linear import project
 from tfseq.ops.masking import fill
 from tfseq.ops.scan import Multiply, loop, scan
+from tfseq.ops.tracing import is_single
 
 
 class Parameters(NamedTuple):
@@ -77,8 +79,26 @@ def square(root: tf.Tensor) -> tf.Tensor:
     return tf.linalg.diag(root**2) if root.shape.rank == 1 else tf.matmul(root, root, transpose_a=True)
 
 
+def diagonal(matrix: tf.Tensor) -> tf.Tensor:
+    """`[N, Z, Z]` -> `[N, Z]`."""
+    if is_single():
+        return tf.reduce_sum(matrix * tf.eye(matrix.shape[-1], dtype=matrix.dtype), -1)
+    return tf.linalg.diag_part(matrix)
+
+
 def root_of(covariance: tf.Tensor) -> tf.Tensor:
-    """A root of a covariance `[N, Z, Z]` that float32 may have left a little indefinite; not for gradients."""
+    """A root of a covariance `[N, Z, Z]` that float32 may have left a little indefinite; not for gradients.
+
+    On devices the rows of Cholesky's, without those that are nothing but rounding.
+    """
+    if is_single():
+        rows, least = [], 1e-6 * diagonal(covariance)
+        for j in range(covariance.shape[-1]):
+            variance = covariance[..., j : j + 1, j : j + 1]
+            row = covariance[..., j : j + 1, :] / tf.sqrt(tf.where(variance > least[..., j, None, None], variance, math.inf))
+            covariance -= tf.linalg.matrix_transpose(row) * row
+            rows.append(row)
+        return tf.concat(rows, -2)
     values, vectors = tf.linalg.eigh(0.5 * (covariance + tf.linalg.matrix_transpose(covariance)))
     return tf.sqrt(tf.maximum(values, 0.0))[..., None] * tf.linalg.matrix_transpose(vectors)
 
@@ -90,9 +110,49 @@ def coloured(root: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     return project(noise, root) if root.shape.rank == 2 else tf.linalg.matvec(root, noise, transpose_a=True)
 
 
+def _qr(matrix: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Q `[N, K, Z]`, R `[N, Z, Z]` of `[N, K, Z]`, K >= Z.
+
+    On devices by Gram and Schmidt's method, each column twice, after which Q is orthogonal up to rounding (Giraud et al. 2005,
+    "Rounding error analysis of the classical Gram-Schmidt orthogonalization process").
+    """
+    if not is_single():
+        return tf.linalg.qr(matrix)
+    size, q, r = matrix.shape[-1], list[tf.Tensor](), list[tf.Tensor]()
+    for j in range(size):
+        column, found = matrix[..., j : j + 1], list[tf.Tensor]()
+        if j:
+            before = tf.concat(q, -1)
+            for _ in range(2):
+                found.append(tf.matmul(before, column, transpose_a=True))
+                column -= tf.matmul(before, found[-1])
+            found = [tf.add_n(found)]
+        norm = tf.sqrt(tf.reduce_sum(column**2, -2, keepdims=True))
+        q.append(tf.math.divide_no_nan(column, norm))
+        r.append(tf.pad(tf.concat([*found, norm], -2), [*[[0, 0]] * (norm.shape.rank - 2), [0, size - j - 1], [0, 0]]))
+    return tf.concat(q, -1), tf.concat(r, -1)
+
+
+def _solve(r: tf.Tensor, right: tf.Tensor, transposed: bool = False) -> tf.Tensor:
+    """R x = b, or R' x = b, of upper triangular R `[N, Z, Z]`: b, x `[N, Z, M]`."""
+    if not is_single():
+        return tf.linalg.triangular_solve(r, right, lower=False, adjoint=transposed)
+    r, size, rows = tf.linalg.matrix_transpose(r) if transposed else r, r.shape[-1], {}
+    for j in range(size) if transposed else reversed(range(size)):
+        rows[j] = right[..., j : j + 1, :] / r[..., j : j + 1, j : j + 1]
+        right -= r[..., j : j + 1] * rows[j]
+    return tf.concat([rows[j] for j in range(size)], -2)
+
+
 def _triangular(*roots: tf.Tensor) -> tf.Tensor:
     """The upper triangular root of a sum of covariances, `[N, Z, Z]`, of roots `[N, K, Z]`; a diagonal may be negative."""
-    return tf.linalg.qr(tf.concat(roots, -2)).r
+    return _qr(tf.concat(roots, -2))[1]
+
+
+def unique(root: tf.Tensor) -> tf.Tensor:
+    """Its upper triangular root with a positive diagonal, of a root `[N, K, Z]`: draws do not depend on how a root was found."""
+    root = _triangular(root)
+    return tf.where(diagonal(root)[..., None] < 0.0, -root, root)
 
 
 def _times(matrix: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -129,8 +189,8 @@ def _whiten(p: Parameters, x: tf.Tensor, observed: tf.Tensor | None) -> _Seen:
     root, dim = p.emission_root, x.shape[-1]
     if observed is None:
         root = tf.linalg.diag(root) if root.shape.rank == 1 else root
-        whitening = tf.linalg.triangular_solve(root, tf.eye(dim, dtype=x.dtype), lower=False, adjoint=True)
-        log_scale = -0.5 * dim * math.log(2.0 * math.pi) - tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(root))))
+        whitening = _solve(root, tf.eye(dim, dtype=x.dtype), transposed=True)
+        log_scale = -0.5 * dim * math.log(2.0 * math.pi) - tf.reduce_sum(tf.math.log(tf.abs(diagonal(root))))
         emission = tf.reshape(tf.matmul(whitening, p.emission), [1] * (x.shape.rank - 1) + [dim, -1])
         return _Seen(project(x - p.emission_bias, tf.transpose(whitening)), emission, log_scale)
     weight = tf.cast(observed, x.dtype)
@@ -140,8 +200,8 @@ def _whiten(p: Parameters, x: tf.Tensor, observed: tf.Tensor | None) -> _Seen:
         log_scale -= tf.reduce_sum(weight * tf.math.log(root), -1)
         return _Seen(x / root, weight[..., None] * (p.emission / root[:, None]), log_scale)
     root, emission = _restricted(root, weight), weight[..., None] * p.emission
-    both = tf.linalg.triangular_solve(root, tf.concat([emission, x[..., None]], -1), lower=False, adjoint=True)
-    log_scale -= tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(root))), -1)
+    both = _solve(root, tf.concat([emission, x[..., None]], -1), transposed=True)
+    log_scale -= tf.reduce_sum(tf.math.log(tf.abs(diagonal(root))), -1)
     return _Seen(both[..., -1], both[..., :-1], log_scale)
 
 
@@ -156,15 +216,15 @@ def _update(belief: Belief, x: tf.Tensor, emission: tf.Tensor) -> tuple[Belief, 
     mean, root = belief
     seen = tf.linalg.matrix_transpose(_each(root, tf.linalg.matrix_transpose(emission)))
     size = root.shape[-1]
-    q, r = tf.linalg.qr(tf.concat([seen, _spread(tf.eye(size, dtype=root.dtype), root)], -2))
+    q, r = _qr(tf.concat([seen, _spread(tf.eye(size, dtype=root.dtype), root)], -2))
     innovation = x - _times(emission, mean)
     gain = tf.linalg.matrix_transpose(q[..., : emission.shape[-2], :])
-    found = _times(tf.linalg.triangular_solve(r, gain, lower=False), innovation)
+    found = _times(_solve(r, gain), innovation)
     left = innovation - _times(seen, found)
     quadratic = tf.reduce_sum(left**2, -1) + tf.reduce_sum(found**2, -1)
-    log_prob = -0.5 * quadratic - tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(r))), -1)
+    log_prob = -0.5 * quadratic - tf.reduce_sum(tf.math.log(tf.abs(diagonal(r))), -1)
     mean += _times(tf.linalg.matrix_transpose(root), found)
-    return Belief(mean, tf.linalg.triangular_solve(r, root, lower=False, adjoint=True)), log_prob
+    return Belief(mean, _solve(r, root, transposed=True)), log_prob
 
 
 def _predict(p: Parameters, belief: Belief) -> Belief:
@@ -234,7 +294,7 @@ def _backward(p: Parameters, filtered: Belief, mask: tf.Tensor) -> tuple[tf.Tens
     moved = project(root, tf.transpose(p.transition))
     noise = _spread(tf.pad(p.transition_root, [[0, 0], [0, size]]), moved)
     joint = _triangular(tf.concat([moved, root], -1), noise)  # of (z_{t+1}, z_t)
-    gain = tf.linalg.triangular_solve(joint[..., :size, :size], joint[..., :size, size:], lower=False)
+    gain = _solve(joint[..., :size, :size], joint[..., :size, size:])
     goes_on = tf.concat([mask[1:], tf.zeros_like(mask[:1])], 0)
     return fill(tf.linalg.matrix_transpose(gain), goes_on), _where(goes_on, joint[..., size:, size:], root)
 
@@ -262,7 +322,7 @@ def smooth(p: Parameters, filtered: Belief, mask: tf.Tensor) -> Smoothed:
 def sample_paths(p: Parameters, filtered: Belief, mask: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     """Paths from p(z | x), `[T, B, S, Z]`, of what `filter` found and standard normal noise of that shape."""
     gain, root = _backward(p, filtered, mask)
-    noise = _each(noise, root) + filtered.mean[:, :, None]
+    noise = _each(noise, unique(root)) + filtered.mean[:, :, None]
     inputs = [a[::-1] for a in (gain, noise, _means_ahead(p, filtered)[:, :, None])]
 
     def advance(later: tf.Tensor, inputs: list) -> tuple[tf.Tensor, tuple]:
@@ -273,7 +333,10 @@ def sample_paths(p: Parameters, filtered: Belief, mask: tf.Tensor, noise: tf.Ten
 
 
 def generate(p: Parameters, belief: Belief, noise: tf.Tensor, emission_noise: tf.Tensor) -> tf.Tensor:
-    """x `[H, B, D]` of steps of which the first has the state `belief`; standard normal noise `[H, B, Z]` and `[H, B, D]`."""
+    """x `[H, B, D]` of steps of which the first has the state `belief`; standard normal noise `[H, B, Z]` and `[H, B, D]`.
+
+    The root of `belief` is `unique`.
+    """
     first = belief.mean + coloured(belief.root, noise[0])
 
     def advance(z: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tuple]:
@@ -306,8 +369,8 @@ def regression_of_missing(p: Parameters, keep: tf.Tensor) -> tf.Tensor:
     if p.emission_root.shape.rank == 1:
         return tf.zeros(tf.concat([tf.shape(weight), tf.shape(weight)[-1:]], 0), weight.dtype)
     root, between = _restricted(p.emission_root, weight), weight[..., None] * square(p.emission_root)
-    between = tf.linalg.triangular_solve(root, between, lower=False, adjoint=True)
-    gain = tf.linalg.matrix_transpose(tf.linalg.triangular_solve(root, between, lower=False))
+    between = _solve(root, between, transposed=True)
+    gain = tf.linalg.matrix_transpose(_solve(root, between))
     return gain * (1.0 - weight)[..., None]
 
 
@@ -331,7 +394,7 @@ def leave_one_out(p: Parameters, x: tf.Tensor, mask: tf.Tensor, observed: tf.Ten
     shared = tf.matmul(emission, tf.matmul(smoothed.covariance, emission, transpose_b=True))
     root = tf.linalg.cholesky(tf.eye(x.shape[-1], dtype=x.dtype) - shared)
     error = tf.linalg.triangular_solve(root, error[..., None])[..., 0]
-    half_log_det = tf.reduce_sum(tf.math.log(tf.linalg.diag_part(root)), -1)
+    half_log_det = tf.reduce_sum(tf.math.log(diagonal(root)), -1)
     return fill(half_log_det - 0.5 * tf.reduce_sum(error**2, -1) + seen.log_scale, mask)
 
 

@@ -1,6 +1,8 @@
-"""Weighted particles: effective sample size and systematic resampling, for streaming filters."""
+"""Weighted particles: their normalisation, effective sample size and systematic resampling, for streaming filters."""
 
 from __future__ import annotations
+
+import math
 
 import tensorflow as tf
 
@@ -11,6 +13,14 @@ def effective_sample_size(log_weights: tf.Tensor) -> tf.Tensor:
     """1 / sum of squared normalised weights: log weights `[B, N]` -> `[B]`, between 1 and N."""
     log_weights = tf.nn.log_softmax(log_weights)
     return tf.exp(-tf.reduce_logsumexp(2.0 * log_weights, -1))
+
+
+def normalised(log_weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Log weights `[..., N]` -> those that sum to one, and the log of their sum `[...]`; equal ones where all weights are 0."""
+    total = tf.reduce_logsumexp(log_weights, -1)
+    lost = tf.equal(total, -math.inf)[..., None]  # of observations that are impossible, to float32, for all particles
+    equal = -tf.math.log(tf.cast(tf.shape(log_weights)[-1], log_weights.dtype))
+    return tf.where(lost, equal, log_weights - tf.where(lost, tf.zeros_like(total)[..., None], total[..., None])), total
 
 
 def systematic_ancestors(log_weights: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:

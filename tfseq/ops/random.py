@@ -12,9 +12,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
+from tfseq import checks
 from tfseq.ops.tracing import fused, is_single
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -80,8 +80,11 @@ def as_seed(seed: Any) -> tf.Tensor:
     Raises:
         ValueError: another shape, numbers that are not whole, or that do not fit into 32 bits.
     """
-    if not tf.is_tensor(seed):
-        numbers = np.asarray(seed)
+    if tf.is_tensor(seed):
+        if isinstance(seed, tf.RaggedTensor) or not seed.dtype.is_integer:
+            raise ValueError(f"`seed` must hold whole numbers of 32 bits; received a {type(seed).__name__} of {seed.dtype.name}.")
+    else:
+        numbers = checks.array("seed", seed)
         if numbers.dtype.kind not in "iu" or (numbers.size and not -(2**31) <= int(numbers.min()) <= int(numbers.max()) < 2**31):
             raise ValueError(f"`seed` must hold whole numbers of 32 bits, -2^31 to 2^31 - 1; received {seed!r}.")
         seed = tf.constant(numbers, tf.int32)

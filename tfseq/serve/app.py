@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from pathlib import Path
 
 import tensorflow as tf
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from tfseq.serve.rest import make_app
 from tfseq.serve.rpc import make_server
@@ -22,6 +25,7 @@ from tfseq.serve.service import Limits, Service
 _log = logging.getLogger(__name__)
 _GRACE = 30  # seconds for requests that have begun, when the server stops
 _IDLE = 60  # seconds that a connection may be idle between two requests
+_HEAD = 1 << 16  # bytes of a request before its body
 
 
 class DevelopmentServer:
@@ -62,6 +66,7 @@ class DevelopmentServer:
         await self._rpc.start()
         config = uvicorn.Config(
             make_app(self.service),
+            http=_protocol(self.service.limits.seconds),
             lifespan="off",
             ws="none",
             access_log=False,
@@ -97,6 +102,48 @@ class DevelopmentServer:
                 await loop.run_in_executor(self._loader, self.service.repository.refresh)
             except Exception:
                 _log.exception("the folder was not read")
+
+
+def _protocol(seconds: float) -> type[asyncio.Protocol]:
+    """HTTP/1.1 whose clients send the head of a request, or anything, within so many seconds, which uvicorn does not ask for."""
+
+    class Protocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
+        head: asyncio.TimerHandle | None = None  # while one is awaited: from the first byte on, at first from the connection on
+        size = 0
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            self.head = self.loop.call_later(seconds, self.refuse, 408, f"did not arrive within {seconds:.3g} seconds")
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self.size += len(data)
+            if self.cycle is not None and not self.cycle.response_complete:  # a request has begun
+                self.forget()
+            elif self.size > _HEAD and not (self.cycle and self.cycle.more_body):  # else the rest of a body that was refused
+                self.refuse(431, f"is larger than {_HEAD} bytes")
+            elif self.head is None:
+                self.head = self.loop.call_later(seconds, self.refuse, 408, f"did not arrive within {seconds:.3g} seconds")
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.forget()
+            super().connection_lost(exc)
+
+        def forget(self) -> None:
+            if self.head is not None:
+                self.head.cancel()
+            self.head, self.size = None, 0
+
+        def refuse(self, status: int, why: str) -> None:
+            self.forget()
+            if self.transport.is_closing():
+                return
+            body = json.dumps({"error": f"The head of the request {why}."}).encode()
+            head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+            self.transport.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+            self.transport.close()
+
+    return Protocol
 
 
 class _HTTP(uvicorn.Server):

@@ -31,9 +31,16 @@ class _Job:
     rows: int = 1
 
     @cached_property
+    def pads(self) -> bool:
+        """Whether its inputs may be padded to the length of others."""
+        return self.servable.batching.pad_variable_length_inputs and self.signature.pads
+
+    @cached_property
     def size(self) -> int:
-        """Bytes of the longest text: roughly how long the loops of the graph run."""
-        return max((len(text) for value in self.inputs.values() if value.dtype == object for text in value.flat), default=0)
+        """Steps, or bytes of the longest text: roughly how long the loops of the graph run."""
+        texts = (len(text) for value in self.inputs.values() if value.dtype == object for text in value.flat)
+        steps = (self.inputs[name].shape[axis] for name, info in self.signature.inputs.items() for axis in info.open_axes)
+        return max((*texts, *steps), default=0)
 
 
 @dataclass
@@ -55,7 +62,9 @@ class Batcher:
     A batch leaves when a thread is free, so that a lone request never waits, and under load batches grow by themselves;
     `batch_timeout` lets the first request wait for others even so. Each answer has the sizes it would have alone:
     requests join only if their `num_steps` or `max_tokens` (and other numbers `[B]`, where the size of an output is
-    open) have the same maximum, and answers to texts are cut to their own `length`.
+    open) have the same maximum, and answers to texts are cut to their own `length`. Where `batching_params.pbtxt` says
+    `pad_variable_length_inputs`, inputs of different lengths join too, padded with their first element as TF Serving does, if
+    the answer has no open size, seed or state; TF Serving pads the others as well, and gives their clients longer answers.
 
     An answer does not depend on its company, up to rounding. Where rounding can grow (samples, and states that a client
     sends back) the rows are filled up to a multiple of 16, the values of the widest vector register: kernels round the
@@ -188,10 +197,15 @@ class Batcher:
 
 def _key(job: _Job) -> Any:
     """What requests that may join have in common."""
-    shapes = tuple((name, value.shape[1:]) for name, value in sorted(job.inputs.items()))
-    signature = job.signature
+    signature, sizes = job.signature, dict[int, int]()
+    shapes = []
+    for name, value in sorted(job.inputs.items()):
+        padded = signature.inputs[name].open_axes if job.pads and value.size else []
+        # of what is padded only which sizes are the same: a request whose sizes contradict each other joins no good one
+        shape = [-1 - sizes.setdefault(n, len(sizes)) if axis in padded else n for axis, n in enumerate(value.shape)]
+        shapes.append((name, *shape[1:]))
     largest = tuple(int(job.inputs[name].max()) for name in signature.drivers)
-    return id(job.servable), signature.name, shapes, largest  # a queue holds its servables, so an id is not used again
+    return id(job.servable), signature.name, tuple(shapes), largest  # a queue holds its servables, so an id is not used again
 
 
 def _execute(jobs: Sequence[_Job], multiple: int, seconds: float) -> list[Arrays | ServingError]:
@@ -231,7 +245,11 @@ def _together(jobs: Sequence[_Job], multiple: int, seconds: float) -> list[Array
 
 
 def _join(parts: Sequence[np.ndarray], fillers: int) -> np.ndarray:
-    """Arrays joined along axis 0, then the last row so many times more."""
+    """Arrays joined along axis 0, then the last row so many times more; shorter ones padded with their first element."""
+    if any(part.shape[1:] != parts[0].shape[1:] for part in parts):
+        wanted = np.max([part.shape for part in parts], 0)
+        more = [[(0, 0), *((0, n) for n in (wanted - part.shape)[1:])] for part in parts]
+        parts = [np.pad(part, n, constant_values=part.flat[0]) for part, n in zip(parts, more, strict=True)]
     last = parts[-1][-1:]
     return np.concatenate([*parts, *[last] * fillers]) if len(parts) > 1 or fillers else parts[0]
 

@@ -36,6 +36,7 @@ class BatchingParameters:
     max_batch_size: int | None = None
     batch_timeout_micros: int | None = None
     allowed_batch_sizes: tuple[int, ...] = ()
+    pad_variable_length_inputs: bool = False
 
     @classmethod
     def read(cls, path: Path) -> BatchingParameters:
@@ -47,7 +48,9 @@ class BatchingParameters:
         allowed = re.findall(r"allowed_batch_sizes\s*:\s*(\d+)", text)
         listed = re.findall(r"allowed_batch_sizes\s*:\s*\[([\d,\s]*)\]", text)
         sizes = sorted({int(n) for n in [*allowed, *re.findall(r"\d+", " ".join(listed))]})
-        return cls(numbers.get("max_batch_size"), numbers.get("batch_timeout_micros"), tuple(sizes))
+        pads = re.search(r"pad_variable_length_inputs\s*:\s*(\w+)", text)
+        padded = pads is not None and pads[1] in ("true", "True", "t", "1")
+        return cls(numbers.get("max_batch_size"), numbers.get("batch_timeout_micros"), tuple(sizes), padded)
 
 
 class Servable:

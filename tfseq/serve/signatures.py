@@ -106,6 +106,11 @@ class Signature:
         return bool(self.inputs) and all(t.shape and t.shape[0] is None for t in tensors) and (has_length or not self.cuts)
 
     @cached_property
+    def pads(self) -> bool:
+        """Whether inputs may be padded to the length of others to share a call: there is no open output, no seed and no state."""
+        return not self.has_open_outputs and not self.is_sensitive
+
+    @cached_property
     def drivers(self) -> list[str]:
         """Inputs `[B]` whose largest value says how long a loop runs, or may say how large an output is."""
         whole = [name for name, info in self.inputs.items() if info.dtype.is_integer and info.shape == (None,)]

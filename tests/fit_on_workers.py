@@ -1,0 +1,79 @@
+"""Trains tiny models, one of each family, alone or as one of several workers, and writes what came out: for test_workers.py.
+
+Run as `fit_on_workers.py FOLDER NAME...`; with `TF_CONFIG`, as one worker of those it lists.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import tensorflow as tf
+
+if __name__ == "__main__":
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+from tfseq.models.replicas import is_chief, strategy_of_cluster
+
+STRATEGY = strategy_of_cluster()  # before anything runs
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+
+from tfseq.data.batching import Sequences, stream, windows  # noqa: E402
+from tfseq.models import MODELS  # noqa: E402
+from tfseq.models.base import SequenceModel  # noqa: E402
+
+# a model of each family, the shapes in which it trains, and the method
+CASES = {
+    "dmm": ({"missing": True}, "gradient"),
+    "hmm": ({}, "em"),
+    "rbm": ({}, "gradient"),
+    "tagger": ({}, "gradient"),
+    "lm": ({}, "gradient"),
+    "seq2seq": ({}, "gradient"),
+    "vrnn": ({}, "gradient"),
+}
+
+
+def data_of(model: SequenceModel) -> Sequences:
+    """Five sequences of different lengths, one of them empty; batches of three leave workers with unequal parts, and without."""
+    rng, spec = np.random.default_rng(0), model.batch_spec()
+    lengths = [5, 2, 0, 4, 3]
+
+    def draw(n: int, spec: tf.TensorSpec) -> np.ndarray:
+        return rng.integers(0, 2, [n, *spec.shape[2:]]).astype(spec.dtype.as_numpy_dtype)
+
+    fields = {"x": [draw(n, spec["x"]) for n in lengths]}
+    if "y" in spec:
+        fields["y"] = [draw(n, spec["y"]) for n in lengths]
+    if "observed" in spec:
+        fields["observed"] = [rng.random([n, *spec["x"].shape[2:]]) < 0.7 for n in lengths]
+    if "target" in spec:
+        fields["target"] = [draw(n, spec["target"]) for n in lengths[::-1]]
+    return Sequences(**fields, name="toy")
+
+
+def fit(names: list[str]) -> dict[str, np.ndarray]:
+    """Trains; every loss and metric of every epoch, and all weights."""
+    found = {}
+    for name in names:
+        options, method = CASES[name]
+        keras.utils.set_random_seed(0)
+        with STRATEGY.scope():
+            model = MODELS[name].tiny(**options)
+            # SGD: Adam would hide a gradient of another scale; clipped, so that the norm must be that of all workers
+            model.compile(keras.optimizers.SGD(0.05, global_clipnorm=0.5), method=method)
+        data = data_of(model)
+        batches = windows(data, 3, 2) if getattr(model, "window", None) else stream(data, 3)
+        history = model.fit(batches, validation_data=batches, epochs=2, verbose=0).history
+        found |= {f"{name} {key}": np.array(values) for key, values in history.items()}
+        found |= {f"{name} {i} {w.name}": w.numpy() for i, w in enumerate(model.weights)}
+    return found
+
+
+if __name__ == "__main__":
+    found = fit(sys.argv[2:] or [*CASES])
+    if is_chief(STRATEGY):
+        np.savez(Path(sys.argv[1]) / "found.npz", **found)

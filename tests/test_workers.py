@@ -1,0 +1,115 @@
+"""Workers: they make the steps of one, and are started again when one is killed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fit_on_workers
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfseq.models import replicas
+from tfseq.workers import run_workers
+
+
+def test_workers_make_the_steps_of_one(tmp_path: Path) -> None:
+    families = ["dmm", "hmm", "rbm", "tagger"]
+    alone = fit_on_workers.fit(families)
+    for num_workers in (2, 4):
+        out = tmp_path / str(num_workers)
+        command = [sys.executable, fit_on_workers.__file__, out, *families]
+        code = run_workers(lambda command=command: list(map(str, command)), num_workers, out)
+        assert code == 0, "".join(log.read_text() for log in out.glob("*.log"))[-2000:]
+        with np.load(out / "found.npz") as together:
+            assert set(together) == set(alone)
+            for name, value in alone.items():
+                if not name.endswith("log_z_of"):  # a hash of the weights' last bits
+                    np.testing.assert_allclose(
+                        together[name], value, rtol=1e-5, atol=1e-6, err_msg=f"{name}, {num_workers} workers"
+                    )
+
+
+def test_rows_are_shared_and_keep_their_numbers(strategy: tf.distribute.Strategy) -> None:
+    batches = [{"x": np.arange(n * 2).reshape(n, 2)} for n in (5, 1, 2)]  # unequal parts, none at all, equal parts
+    stream = tf.data.Dataset.from_generator(lambda: batches, output_signature={"x": tf.TensorSpec([None, 2], tf.int64)})
+    for batch, shared in zip(batches, replicas.rows_by_replica(stream, strategy), strict=True):
+        parts = [{k: v.numpy() for k, v in each.items()} for each in zip_replicas(strategy, shared)]
+        real = np.concatenate([p["mask"].any(1) for p in parts])
+        for name, whole in (("x", batch["x"]), ("row", np.arange(len(batch["x"])))):
+            np.testing.assert_array_equal(np.concatenate([p[name] for p in parts])[real], whole)
+        assert all(len(p["x"]) for p in parts)
+
+
+def zip_replicas(strategy: tf.distribute.Strategy, shared: dict) -> list[dict[str, tf.Tensor]]:
+    """Each replica's part of a distributed batch."""
+    parts = {name: strategy.experimental_local_results(value) for name, value in shared.items()}
+    return [{name: values[i] for name, values in parts.items()} for i in range(strategy.num_replicas_in_sync)]
+
+
+@pytest.mark.parametrize("text", ["no JSON", "{}", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}'])
+def test_a_wrong_cluster_is_a_clear_error(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(ValueError, match="TF_CONFIG must"):
+        replicas.strategy_of_cluster()
+
+
+def test_a_cluster_of_one_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["localhost:1"]}, "task": {"type": "worker", "index": 0}}')
+    assert not replicas.spans_machines(replicas.strategy_of_cluster())
+
+
+# each of these processes is one worker; no TensorFlow in them
+_ECHO = "import json, os, sys; print(json.loads(os.environ['TF_CONFIG'])['task']['index'], os.environ['TF_NUM_INTRAOP_THREADS'])"
+_DIE_ONCE = """
+import json, os, pathlib, signal, sys, time
+if json.loads(os.environ["TF_CONFIG"])["task"]["index"] == 0:
+    time.sleep(0 if len(sys.argv) > 2 else 60)             # waits for the other, as all workers do
+elif len(sys.argv) < 3:
+    os.kill(os.getpid(), signal.SIGKILL)
+pathlib.Path(sys.argv[1]).write_text("done")
+"""
+
+
+def test_the_chief_prints_and_the_others_have_logs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_workers(lambda: [sys.executable, "-c", _ECHO], 3, tmp_path / "logs") == 0
+    assert capfd.readouterr().out.split()[0] == "0"
+    assert [(tmp_path / "logs" / f"worker-{i}.log").read_text().split()[0] for i in (1, 2)] == ["1", "2"]
+
+
+def test_a_killed_worker_brings_all_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    starts: list[int] = []
+
+    def command() -> list[str]:
+        starts.append(0)
+        return [sys.executable, "-c", _DIE_ONCE, str(tmp_path / "done"), *(["--resume"] if len(starts) > 1 else [])]
+
+    assert run_workers(command, 2, tmp_path) == 0
+    assert len(starts) == 2
+    assert (tmp_path / "done").read_text() == "done"
+    assert "a worker was killed (SIGKILL); all are started again" in capfd.readouterr().err
+
+
+def test_an_error_of_a_worker_ends_all_with_its_code(tmp_path: Path) -> None:
+    code = "import json, os, sys, time; json.loads(os.environ['TF_CONFIG'])['task']['index'] and sys.exit(3); time.sleep(60)"
+    begun = time.monotonic()
+    assert run_workers(lambda: [sys.executable, "-c", code], 2, tmp_path) == 3
+    assert time.monotonic() - begun < 30  # the one that sleeps was ended
+
+
+def test_workers_end_with_who_started_them(tmp_path: Path) -> None:
+    sleeper = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1], str(os.getpid())).touch(); time.sleep(60)"
+    parent = (
+        "import sys; from pathlib import Path; from tfseq.workers import run_workers; "
+        f"run_workers(lambda: [sys.executable, '-c', {sleeper!r}, sys.argv[1]], 2, Path(sys.argv[1], 'logs'))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent, tmp_path])
+    while len(pids := [int(p.name) for p in tmp_path.iterdir() if p.name.isdecimal()]) < 2:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
