@@ -631,7 +631,7 @@ def _damage_is_named(file: Path) -> Iterator[None]:
         best = file.parents[1] / "model.keras"
         rest = f" {best}, the best weights so far, is another file, and may be whole." if best.is_file() else ""
         raise ValueError(
-            f"{file} is no readable checkpoint ({str(error)[:300]}) and cannot be resumed. Put a copy in its place, or start "
+            f"{file} is no readable checkpoint ({str(error)[:600]}) and cannot be resumed. Put a copy in its place, or start "
             f"anew with another `out`.{rest}"
         ) from error
 
@@ -768,7 +768,7 @@ def load(path: str | Path) -> SequenceModel:
         model = keras.saving.load_model(file)
     except Exception as error:  # Keras raises whatever its parts raise
         raise ValueError(
-            f"{file} cannot be read as a model ({type(error).__name__}: {str(error)[:200]}). "
+            f"{file} cannot be read as a model ({type(error).__name__}: {str(error)[:400]}). "
             "The file is damaged, or of another version."
         ) from error
     if not isinstance(model, (SequenceModel, NetworkClassifier)):
