@@ -494,6 +494,8 @@ def train_parser(name: str) -> ArgumentParser:
     group = parser.add_argument_group(f"the model {name}")
     group.add_argument("--model.name", choices=[*MODELS], default=name, help="for config files: the model")
     add_signature(group, model.__init__, model, skip=model.from_data_arguments(), prefix="model.")
+    precision = "of weights and computation; likelihoods stay float32 in mixed ones (default: float32)"
+    group.add_argument("--model.dtype", choices=("float32", "float64", "mixed_bfloat16", "mixed_float16"), help=precision)
     return parser
 
 
@@ -664,6 +666,8 @@ def _train(chosen: Namespace, out: Path) -> tuple[Run, Sequences]:
     keras.utils.set_random_seed(chosen.seed)
     model_class = MODELS[chosen.model.name]
     hyperparameters = {name: value for name, value in chosen.model.as_dict().items() if name != "name"}
+    if hyperparameters["dtype"] is None:
+        del hyperparameters["dtype"]
     if getattr(data, "pieces", False) and "ends" in model_class.from_data_arguments():
         hyperparameters["ends"] = False
     model = model_class.from_data(seen, **hyperparameters)
