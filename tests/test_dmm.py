@@ -425,9 +425,10 @@ def test_what_is_given_twice_or_wrong_is_a_clear_error() -> None:
         DeepMarkovModel.from_data(Sequences([]))
 
 
-def test_no_rows_have_no_bounds() -> None:
+def test_no_rows_are_a_clear_error() -> None:
     model = DeepMarkovModel(observation_dim=4, latent_dim=2, rnn_units=2, transition_dim=2, emission_dim=2)
-    assert model.elbo(X[:0], num_samples=2).shape == (0,)
+    with pytest.raises(ValueError, match="`x` has no sequences"):
+        model.elbo(X[:0], num_samples=2)
 
 
 def test_what_stands_in_the_place_of_a_missing_symbol_is_no_symbol() -> None:

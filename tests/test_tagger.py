@@ -438,7 +438,8 @@ def test_a_transcription_that_is_too_long_does_not_destroy_the_weights(listener:
     model.compile(keras.optimizers.Adam(0.01, global_clipnorm=1.0))
     data = {"x": [np.ones((2, 2), np.float32), np.ones((4, 2), np.float32)], "target": ["aa", "ab"]}
     padded = model.prepare(Sequences(data["x"], target=data["target"]))
-    model.fit(stream(padded, 2), epochs=2, verbose=0)  # a stream, which nobody looks at before
+    with pytest.raises(ValueError, match=r"not finite in training step 0, on the sequences \(`row`\) 0, 1"):
+        model.fit(stream(padded, 2), epochs=2, verbose=0)  # a stream, which nobody looks at before
     assert all(np.isfinite(w).all() for w in model.get_weights())
     with pytest.raises(ValueError, match="`target` must hold labels that were seen in training; received 'z'"):
         model.as_batch({"x": data["x"], "target": ["a", "z"]})

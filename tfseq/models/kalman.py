@@ -369,8 +369,10 @@ class LinearGaussianModel(ClosedFormModel):
             `filtered_covariance` `[B, Z, Z]` of p(z_t | x_1 .. x_t).
         """
         batch = self.one_step(x=x, observed=observed)
-        state = self.checked_state(state, self._init_state(batch["seed"]))
-        return self._filter_step(batch["x"][:, 0], state, batch["observed"][:, 0] if "observed" in batch else None)
+        like = self._init_state(batch["seed"])
+        if isinstance(state, Mapping):  # an answer has more beside the state
+            state = {name: value for name, value in state.items() if name in like}
+        return self._filter_step(batch["x"][:, 0], self.checked_state(state, like), batch["observed"][:, 0] if "observed" in batch else None)
 
     def distribution(self, num_steps: int) -> tfd.LinearGaussianStateSpaceModel:
         """The `tfd.LinearGaussianStateSpaceModel` with the present parameters, of x `[T, D]` in the data's units."""
