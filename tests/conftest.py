@@ -19,6 +19,11 @@ tf.config.set_logical_device_configuration(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that no process waits for it at the end."""
+    items.sort(key=lambda item: "test_workers_make" not in item.nodeid)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """The same random numbers for every test."""

@@ -198,6 +198,8 @@ def test_a_keras_file_gives_the_same_model_back(trained: SequenceModel, tmp_path
     again = tfseq.load(tmp_path / "model.keras")
     np.testing.assert_array_equal(scores(again, data), scores(trained, data))
     assert again.get_config() == trained.get_config()
+    if trained.is_variant and not getattr(trained, "chains", None):
+        return  # what a variant adds to a step are chains: one shape of each other model shows the rest
     for model in (trained, again):  # the next step of the optimiser is the same too
         model.make_train_function(force=True)  # a graph traced after other shapes would round otherwise
         model.fit(data, batch_size=4, epochs=1, verbose=0, shuffle=False)
@@ -342,8 +344,8 @@ def test_mixed_precision_keeps_likelihoods_in_float32(make: Callable[..., Sequen
 def test_a_model_has_its_own_dtype_policy_made_saved_and_loaded(
     make: Callable[..., SequenceModel], policy_name: str, tmp_path: Path
 ) -> None:
-    if policy_name == "mixed_bfloat16" and not make.is_first:
-        pytest.skip("float64 shows most: one model of each family shows the other")
+    if make.is_variant or (policy_name == "mixed_bfloat16" and not make.is_first):
+        pytest.skip("float64 shows most: one model of each family shows the other, and one shape of each model both")
     model = make(dtype=policy_name)
     assert keras.config.dtype_policy().name == "float32"  # the global policy is as it was
     wanted = keras.dtype_policies.get(policy_name)
