@@ -495,6 +495,10 @@ def train(
             keeper.diverge(
                 f"the loss or a gradient is not finite at batch {number + 1} of epoch {epoch + 1}: {_suspects(model, batch)}"
             )
+        except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+            if not spans_machines(strategy):
+                raise
+            raise ConnectionError("Another worker of this run was lost, and none can train without it") from error
         if not state["best_epoch"]:  # nothing was validated: the last weights, which are those before a bad batch
             if any(np.isnan(w).any() for w in model.trainable_weights):
                 raise ValueError(f"Training stopped with nothing to keep: {keeper.stopped}. {_what_is_saved(folder)}")

@@ -372,7 +372,8 @@ class LinearGaussianModel(ClosedFormModel):
         like = self._init_state(batch["seed"])
         if isinstance(state, Mapping):  # an answer has more beside the state
             state = {name: value for name, value in state.items() if name in like}
-        return self._filter_step(batch["x"][:, 0], self.checked_state(state, like), batch["observed"][:, 0] if "observed" in batch else None)
+        seen = batch["observed"][:, 0] if "observed" in batch else None
+        return self._filter_step(batch["x"][:, 0], self.checked_state(state, like), seen)
 
     def distribution(self, num_steps: int) -> tfd.LinearGaussianStateSpaceModel:
         """The `tfd.LinearGaussianStateSpaceModel` with the present parameters, of x `[T, D]` in the data's units."""
