@@ -129,6 +129,8 @@ def fuzz_models(chosen: str | None, minutes: float, seed: int, graphs: bool) -> 
 
     tf.config.run_functions_eagerly(not graphs)
     cases = {case: entry for case, entry in CASES.items() if chosen in (None, case, entry[0])}
+    if not cases:
+        raise SystemExit(f"There is no model or variant {chosen!r}. There are {', '.join(CASES)}.")
     findings, tried, end = Findings(), Counter[str](), time.monotonic() + 60 * minutes
     models: dict[str, Any] = {}
     rng = random.Random(seed)

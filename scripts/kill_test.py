@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import csv
 import io
 import json
 import os
@@ -233,6 +234,8 @@ def contents(folder: Path) -> dict[str, Any]:
                 state = json.loads(archive.read("training.json"))
                 found |= {f"epoch {row['epoch']}": {**row, "seconds": 0} for row in state["history"]}
                 found["state"] = {name: state[name] for name in ("epoch", "best", "best_epoch", "run")}
+    with (folder / "history.csv").open(newline="") as rows:
+        found["history.csv"] = [{**row, "seconds": ""} for row in csv.DictReader(rows)]
     card = json.loads((folder / "card.json").read_text())
     found["card"] = {name: card[name] for name in ("stopped", "epochs_done", "parameters", "data", "training")}
     found["card"]["training"].pop("resume", None)
@@ -262,11 +265,17 @@ def test(name: str, kills: int, seed: int, folder: Path) -> bool:
         run = folder / f"killed-{round_number}"
         ended = False
         while kinds and not ended:
-            if kill(Life(name, run), kinds[0], spans, kills, rng):
+            life = Life(name, run)
+            if kill(life, kinds[0], spans, kills, rng):
                 done[kinds.pop(0)] += 1
+            elif life.code:
+                wrong.append(f"exit code {life.code}, see {run}.log")
+                break
             else:
                 ended = (run / "card.json").exists() and any(run.glob("served/[0-9]*"))
             wrong += check_whole(run, folder / "whole")
+        if wrong:
+            break
         if not ended:
             last = Life(name, run)
             last.until(lambda: False)

@@ -110,7 +110,7 @@ def test_what_is_read_is_what_was_written(frames, written, texts, written_texts,
 def test_windows_are_those_of_the_data_in_the_order_of_the_shards(texts, written_texts, batch_size, num_steps, seed):
     order = np.arange(NUM_SHARDS) if seed is None else np.random.default_rng([seed, 0]).permutation(NUM_SHARDS)
     ordered = texts.take(row for shard in order for row in range(shard, len(texts), NUM_SHARDS))
-    num = written_texts.num_windows(batch_size, num_steps)
+    num = num_windows(written_texts, batch_size, num_steps)
     assert num == num_windows(texts, batch_size, num_steps)
     wanted = batches_of(windows(ordered, batch_size, num_steps), num)
     assert_same(batches_of(windows(written_texts, batch_size, num_steps, seed=seed), num), wanted)
@@ -196,11 +196,15 @@ def test_interrupted_writing_leaves_nothing_that_looks_whole(frames, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_shards(blocks(), tmp_path, split="train", num_shards=2)
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "train-00000-of-00009.tfrecord").write_bytes(b"killed")  # as a process that could not tidy up leaves it
+    (tmp_path / "train-00000-of-00009.tfrecord").write_bytes(b"another's")
+    with pytest.raises(ValueError, match="train-00000-of-00009.tfrecord is there, and not left by an interrupted write"):
+        write_shards(frames.take(range(20)), tmp_path, split="train", num_shards=2)
+    (tmp_path / ".train-is-being-written").touch()  # as a process that could not tidy up leaves it
     with pytest.raises(FileNotFoundError, match="splits there: none"):
         Shards(tmp_path)
     write_shards(frames.take(range(20)), tmp_path, split="train", num_shards=2).check()
     assert not (tmp_path / "train-00000-of-00009.tfrecord").exists()
+    assert not (tmp_path / ".train-is-being-written").exists()
     with pytest.raises(ValueError, match="must be without split 'train'"):
         write_shards(frames, tmp_path, split="train")
 
@@ -295,5 +299,25 @@ def test_long_texts_come_in_blocks_that_do_not_cut_characters(tmp_path, monkeypa
     (tmp_path / "train.txt").write_text("ß" * 50 + "\nab\n" * 9, encoding="utf-8")
     blocks = [block.x[0] for block in long_texts(tmp_path, "train")]
     assert "".join(blocks) == "ß" * 50 + "\nab\n" * 9
-    assert len(blocks) > 5
+    assert len(blocks) > 3
     assert long_texts(tmp_path, "valid") is None
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 9 + "\n" + "b" * 9 + "\n", "0123456789\n" * 10, "a\nbb\n" * 50 + "c", "ß" * 40000 + "\nä" * 9000]
+)
+def test_every_line_of_a_text_is_in_one_split(tmp_path, text):
+    file = tmp_path / "book.txt"
+    file.write_text(text, encoding="utf-8")
+    parts = ["".join(block.x[0] for block in long_texts(file, split)) for split in ("train", "valid", "test")]
+    assert "".join(parts) == text
+    assert abs(len(parts[0].encode()) / file.stat().st_size - 0.9) < 0.5 and all(
+        part.isprintable() or "\n" in part for part in parts
+    )
+
+
+def test_a_text_of_too_few_lines_is_a_clear_error_before_anything_is_written(tmp_path, capsys):
+    (tmp_path / "book.txt").write_text("one line")
+    assert cli.main(["data", "shard", "--data", str(tmp_path / "book.txt"), "--out", str(tmp_path / "out")]) == 1
+    assert "must have lines for each of train, valid and test" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfseq import cli
 from tfseq.models import replicas
 from tfseq.workers import run_workers
 
@@ -51,7 +52,15 @@ def zip_replicas(strategy: tf.distribute.Strategy, shared: dict) -> list[dict[st
     return [{name: values[i] for name, values in parts.items()} for i in range(strategy.num_replicas_in_sync)]
 
 
-@pytest.mark.parametrize("text", ["no JSON", "{}", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no JSON",
+        "{}",
+        '{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}',
+    ],
+)
 def test_a_wrong_cluster_is_a_clear_error(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(ValueError, match="TF_CONFIG must"):
@@ -113,3 +122,14 @@ def test_workers_end_with_who_started_them(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 128 + signal.SIGTERM
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_what_workers_are_told_is_checked_before_they_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "rbm", "--data", "digits"]
+    assert cli.main([*command, "--workers", "0"]) == 2
+    assert "--workers must be a whole number of at least 1; received '0'" in capsys.readouterr().err
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}')
+    assert cli.main(command) == 2
+    assert "--out must be given where TF_CONFIG lists the workers" in capsys.readouterr().err

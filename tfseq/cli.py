@@ -164,7 +164,7 @@ def import_tensorflow(in_cluster: bool = False) -> None:
     TensorFlow 2.21 prints some of them before it reads that variable, so the file descriptor is pointed elsewhere.
 
     Args:
-        in_cluster: whether all that follows happens on every worker of `TF_CONFIG`, where it is set.
+        in_cluster: whether all that follows happens on every worker of `TF_CONFIG`.
     """
     if "tensorflow" in sys.modules:
         return
@@ -174,7 +174,7 @@ def import_tensorflow(in_cluster: bool = False) -> None:
             stack.enter_context(_silent_descriptor(2))
         import tensorflow as tf
 
-        if in_cluster and "TF_CONFIG" in os.environ:
+        if in_cluster:
             from tfseq.models.replicas import strategy_of_cluster
 
             tf.distribute.experimental_set_strategy(strategy_of_cluster())
@@ -397,9 +397,11 @@ def data(arguments: list[str]) -> None:
         raise UsageError("Missing: --out.")
     if there := sorted(set(splits) & set(splits_in(chosen.out))):
         raise ValueError(f"--out must be without these splits; {chosen.out} has shards of {', '.join(there)} already.")
-    for split in splits:
+    contents = {}
+    for split in splits:  # all begin before one is written
         parts = [name for name in names if split in splits_of(name)]
-        about, blocks = _in_tokens(parts, split, chosen.data_dir, chosen.unit)
+        contents[split] = _in_tokens(parts, split, chosen.data_dir, chosen.unit)
+    for split, (about, blocks) in contents.items():
         with _working(f"Writing {split}"):
             shards = write_shards(blocks, chosen.out, split=split, num_shards=chosen.num_shards, **about)
         words = f" of {shards.unit}" if shards.unit else ""
@@ -427,7 +429,12 @@ def _in_tokens(
         return replace(block, names=(), **found) if found else block
 
     blocks = uncut()
-    first = next(blocks)
+    first = next(blocks, None)
+    if first is None:
+        raise ValueError(
+            f"{names[0]} must have lines for each of train, valid and test, 90, 5 and 5 % of its bytes; {split} has none. Give a "
+            "folder with train.txt, or --split train."
+        )
     if not (is_raw(first.x) or is_raw(first.target)):
         return {}, itertools.chain([first], blocks)
     has_labels = first.y is not None or first.target is not None
@@ -457,10 +464,13 @@ def train(arguments: list[str]) -> None:
     if "preset" in settings:
         raise UsageError(f"{file} names a preset, which only the flag --preset can do.")
     data = _value_of(rest, "--data") or settings.get("data")
-    if _num_workers(rest) > 1 and data and "TF_CONFIG" not in os.environ:
+    num_workers, in_cluster = _num_workers(rest, settings), bool(os.environ.get("TF_CONFIG", "").strip())
+    if in_cluster and _value_of(rest, "--out") is None and settings.get("out") is None:
+        raise UsageError("--out must be given where TF_CONFIG lists the workers: a folder that all of them see.")
+    if num_workers > 1 and data and not in_cluster:
         out = Path(_value_of(rest, "--out") or settings.get("out") or _new_folder(name, data))
-        sys.exit(_launch(["train", *arguments, "--out", str(out)], _num_workers(rest), out, resume))
-    import_tensorflow(in_cluster=True)
+        sys.exit(_launch(["train", *arguments, "--out", str(out)], num_workers, out, resume))
+    import_tensorflow(in_cluster)
     parser = train_parser(name)
     chosen = parse(parser, _with_preset(parser, name, rest))
     if chosen.model.name != name:
@@ -534,9 +544,9 @@ def _is_chief() -> bool:
     return is_chief(tf.distribute.get_strategy())
 
 
-def _num_workers(arguments: Sequence[str]) -> int:
-    """`--workers`."""
-    text = _value_of(arguments, "--workers") or "1"
+def _num_workers(arguments: Sequence[str], settings: Mapping[str, Any]) -> int:
+    """`--workers`, or what the config file says."""
+    text = _value_of(arguments, "--workers") or str(settings.get("workers", 1))
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"--workers must be a whole number of at least 1; received {text!r}.")
     return int(text)

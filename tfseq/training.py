@@ -422,7 +422,7 @@ def train(
     a_pass = num_batches(data, batch_size, batch_steps=batch_steps) if window is None else num_windows(data, batch_size, window)
     steps = steps_per_epoch or a_pass
     if folder is not None:
-        for name in RUN_FILES if is_chief(strategy) else ():
+        for name in (*RUN_FILES, "config.yaml") if is_chief(strategy) else ():
             remove_left_behind(folder / name)
     if resume:
         if folder is None:
@@ -482,9 +482,9 @@ def train(
     done = state["epoch"]
     last = done if keeper.is_out_of_patience() else epochs  # `fit` without an epoch still ends what a killed one began
     with _saying_what_is_saved(folder), named_damage():
+        word_of_chief(strategy, 0.0)  # all have read what is in the folder before the chief writes
         if tensorboard and folder is not None and is_chief(strategy):
             callbacks.append(_Summaries(folder / "logs"))  # after the validation
-        word_of_chief(strategy, 0.0)  # all have read what is in the folder before the chief writes
         try:
             batches = batches_of(data, augmented_epochs, seed=seed, first_epoch=passes, skip=skip)
             model.fit(batches, steps_per_epoch=steps, epochs=last, initial_epoch=done, callbacks=callbacks, verbose=0)
@@ -506,9 +506,13 @@ def train(
                 keeper.keep_best()
         if folder is not None:
             word_of_chief(strategy, 0.0)  # it has written the best weights
+            if not (folder / "model.keras").is_file():
+                raise ValueError(f"`out` must lie on a file system that all workers see; {folder} is without model.keras here.")
             with strategy.scope():
                 model = load(folder)
             if is_chief(strategy):
+                if state["history"]:  # of a run that was killed after its last checkpoint, rows may be missing
+                    write_history(folder / "history.csv", state["history"])
                 write_card(folder, model, given, settings, state, keeper.stopped)
         elif keeper.best_weights is not None:
             model.set_weights(keeper.best_weights)

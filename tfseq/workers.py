@@ -48,7 +48,8 @@ def _run_once(command: list[str], num_workers: int, logs: Path) -> int:
     """Exit code of the first worker that failed, minus a signal's number where it was killed; 0 where all ended well."""
     logs.mkdir(parents=True, exist_ok=True)
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(num_workers)]
-    threads = str(max(1, len(os.sched_getaffinity(0)) // num_workers))  # workers share the cores
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores // num_workers))  # workers share the cores
     processes = []
     with contextlib.ExitStack() as stack:
         try:

@@ -2,7 +2,8 @@
 
 The models and batches of `workloads.py`. Printed are milliseconds a step (the best epoch of each round, the median over
 rounds), the seconds until the first step is done (tracing, and with XLA compiling, which comes again for every new shape of a
-batch), and after how many steps of one shape XLA has paid for itself. `compile(jit_compile="auto")` stands on this table.
+batch), and after how many steps of one shape XLA has paid for itself. `compile(jit_compile="auto")` is False on every device:
+XLA also leaves the checks of a step out.
 """
 
 from __future__ import annotations

@@ -488,8 +488,10 @@ def windows(
 
 def num_windows(data: Sequences | Shards, batch_size: int, num_steps: int) -> int:
     """Batches of an epoch of `windows`: the steps of the longest lane over those of a window, rounded up."""
-    longest = math.ceil(int(data.lengths.sum(dtype=np.int64)) / batch_size)
-    return math.ceil(longest / num_steps)
+    total = int(data.lengths.sum(dtype=np.int64))
+    if not total:
+        raise ValueError(f"`data` must have steps; all its {len(data)} sequences are empty (data set {data.name!r}).")
+    return math.ceil(math.ceil(total / batch_size) / num_steps)
 
 
 def _joined(parts: list[np.ndarray], rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:

@@ -18,13 +18,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tfseq import checks
-from tfseq.data.batching import _FIELDS, Sequences, _check_skip, _check_tokens, _cuts, _length_classes
+from tfseq.data.batching import _FIELDS, Sequences, _check_skip, _check_tokens, _cuts, _length_classes, num_windows
 from tfseq.files import replace_file
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ _OPEN_SHARDS = 16  # that one group of records comes from
 _MOST_SHARDS = 500  # all are open while they are written
 _MOST_LABELS, _MOST_TOKENS, _MOST_COPIES = 10_000, 1 << 20, 10
 _TEXT_BYTES = 1 << 22  # of a text that are cut at once
+_LINE_BYTES = 1 << 16  # longer lines are cut where a block or a split ends
 _SHARES = {"train": (0.0, 0.9), "valid": (0.9, 0.95), "test": (0.95, 1.0)}
 _MOST_READ = 1 << 30  # bytes that `read` takes into memory
 _DAMAGED, _ADVICE = "Shards must be as they were written: ", "Copy this file again, or write the data set again."
@@ -131,6 +133,10 @@ def write_shards(
     import tensorflow as tf
 
     writing = _Writing(Path(folder), split, first, num_shards)
+    if (there := writing.paths_there()) and not writing.marker.exists():
+        raise ValueError(
+            f"`folder` must be without shards of split {split!r}; {there[0]} is there, and not left by an interrupted write."
+        )
     try:
         writing.start()
         for block in itertools.chain([first], blocks):
@@ -138,6 +144,7 @@ def write_shards(
         found = writing.finish()
         with replace_file(manifest) as path:  # from here on there is a data set
             path.write_text(json.dumps({**found, "unit": unit, "pieces": pieces}, indent=1) + "\n")
+        writing.marker.unlink()
     except BaseException as error:
         writing.discard()
         if isinstance(error, tf.errors.OpError):  # a full disk, for one
@@ -155,6 +162,7 @@ class _Writing:
         self.about = {name: getattr(first, name) for name in _DESCRIPTION} | {"split": split, "columns": list(first.columns)}
         self.fields = {name: _field_of(first, name) for name in (*_FIELDS, "target") if getattr(first, name) is not None}
         self.paths = [folder / f"{split}-{k:05d}-of-{num_shards:05d}.tfrecord" for k in range(num_shards)]
+        self.marker = folder / f".{split}-is-being-written"
         self.writers: list[tf.io.TFRecordWriter] = []
         self.lengths = array("i")
         self.rng, self.share, self.kept_bytes = np.random.default_rng(0), 1.0, 0
@@ -164,12 +172,17 @@ class _Writing:
         }
         self.labels: dict[str, set[Any]] = {}
 
+    def paths_there(self) -> list[Path]:
+        """Files of this split's shards, of any number."""
+        return sorted(self.folder.glob(f"{self.split}-?????-of-?????.tfrecord"))
+
     def start(self) -> None:
         """Opens the shards."""
         import tensorflow as tf
 
         self.folder.mkdir(parents=True, exist_ok=True)
         self.discard()  # what an interrupted run left
+        self.marker.touch()
         for path in self.paths:
             self.writers.append(tf.io.TFRecordWriter(str(path)))
 
@@ -255,7 +268,7 @@ class _Writing:
                 writer.close()
         beside = (self.folder / f"{self.split}-{name}" for name in _BESIDE)
         with suppress(OSError):  # the error that led here says more
-            for path in (*self.folder.glob(f"{self.split}-?????-of-?????.tfrecord"), *beside):
+            for path in (*self.paths_there(), *beside, self.marker):
                 path.unlink(missing_ok=True)
 
 
@@ -314,6 +327,14 @@ def long_texts(path: str | Path, split: str) -> Iterator[Sequences] | None:
     return _text_of(file, begin, end, path.resolve().stem, split)
 
 
+def _rest_of_line(content: BufferedReader, before: bytes) -> bytes:
+    """What follows `before` in its line; of a long line a part, which does not end inside a character."""
+    rest = b"" if before.endswith(b"\n") else content.readline(_LINE_BYTES)
+    while content.peek(1)[:1] and content.peek(1)[0] & 0xC0 == 0x80:
+        rest += content.read(1)
+    return rest
+
+
 def _text_of(file: Path, begin: int, end: int, name: str, split: str) -> Iterator[Sequences]:
     """The lines of a file that begin between two places, in blocks."""
     from tfseq.data.reading import decoded
@@ -321,11 +342,10 @@ def _text_of(file: Path, begin: int, end: int, name: str, split: str) -> Iterato
     with file.open("rb") as content:
         if begin:
             content.seek(begin - 1)
-            content.readline()
+            _rest_of_line(content, content.read(1))
         while content.tell() < end:
-            block = content.read(min(_TEXT_BYTES, end - content.tell())) + content.readline(_TEXT_BYTES)
-            while content.peek(1)[:1] and content.peek(1)[0] & 0xC0 == 0x80:  # inside a character, of a line without an end
-                block += content.read(1)
+            block = content.read(min(_TEXT_BYTES, end - content.tell()))
+            block += _rest_of_line(content, block)
             yield Sequences(
                 [decoded(file, block)], name=name, split=split, step="character", source=f"the user's file {file.name}"
             )
@@ -724,7 +744,8 @@ class Shards:
         """
         import tensorflow as tf
 
-        size = self.num_windows(batch_size, num_steps)
+        checks.at_least(1, batch_size=batch_size, num_steps=num_steps)
+        size = num_windows(self, batch_size, num_steps)
         _check_skip(skip, size)
         field, num = self.fields["x"], len(self._shards)
         if field.shape or field.dtype[:3] not in ("int", "uin", "str"):
@@ -787,14 +808,6 @@ class Shards:
         begins_at = begins_at.concatenate(tf.data.Dataset.from_tensors(tf.constant(0, tf.int64)).repeat())
         found = tf.data.Dataset.zip((epochs, begins_at)).flat_map(epoch_of).map(lambda batch: {**batch, "row": row})
         return _sized(found, size - skip if seed is None else None)
-
-    def num_windows(self, batch_size: int, num_steps: int) -> int:
-        """Batches of an epoch of `windows`."""
-        checks.at_least(1, batch_size=batch_size, num_steps=num_steps)
-        total = int(self.lengths.sum(dtype=np.int64))
-        if not total:
-            raise ValueError(f"`data` must have steps; all its {self._num} sequences are empty (data set {self.name!r}).")
-        return math.ceil(math.ceil(total / batch_size) / num_steps)
 
 
 def _planned(

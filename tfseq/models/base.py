@@ -596,7 +596,8 @@ class SequenceModel(keras.Model):
                 None: one update after every pass over the data.
             monitor_norms: log `gradient_norm` and `weight_norm`, means over the training steps of an epoch of the global norms
                 before the step: of the gradient of all replicas before it is clipped, and of the trainable weights.
-            **kwargs: as of Keras.
+            **kwargs: as of Keras; but `jit_compile="auto"` is False. XLA compiles anew for every shape of a batch, and leaves out
+                the checks that values are in range and that the loss is finite.
         """
         checks.choice("method", method, self.methods)
         if step_size is not None and (method != "em" or not 0.5 < step_size <= 1.0):
@@ -605,6 +606,8 @@ class SequenceModel(keras.Model):
             )
         if monitor_norms and method != "gradient":
             raise ValueError(f"`monitor_norms` is for method='gradient'; {method!r} has no gradient.")
+        if kwargs.get("jit_compile", "auto") == "auto":  # XLA leaves the checks of a step out
+            kwargs["jit_compile"] = False
         super().compile(optimizer if method == "gradient" else None, **kwargs)
         self.method, self.step_size = method, step_size
         with self.distribute_strategy.scope():

@@ -41,7 +41,12 @@ def strategy_of_cluster() -> tf.distribute.Strategy:
     try:
         config = json.loads(text)
         workers, task = config["cluster"]["worker"], config["task"]
-        known = isinstance(workers, list) and task["type"] == "worker" and 0 <= int(task["index"]) < len(workers)
+        known = (
+            set(config["cluster"]) == {"worker"}
+            and isinstance(workers, list)
+            and task["type"] == "worker"
+            and 0 <= int(task["index"]) < len(workers)
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"TF_CONFIG must be JSON with cluster.worker, task.type and task.index; received {text!r}.") from error
     if not known:
