@@ -147,6 +147,7 @@ def make(request: pytest.FixtureRequest) -> Callable[..., SequenceModel]:
         return MODELS[name].tiny(**{**overrides, **more})
 
     tiny.is_variant = bool(overrides)  # type: ignore[attr-defined]
+    tiny.model_class = MODELS[name]  # type: ignore[attr-defined]
     tiny.is_first = not overrides and name in ("dmm", "hmm", "tagger", "rbm")  # type: ignore[attr-defined]
     return tiny
 
@@ -330,6 +331,8 @@ def test_two_replicas_make_the_step_of_one(
 def test_mixed_precision_keeps_likelihoods_in_float32(make: Callable[..., SequenceModel], policy_name: str) -> None:
     if policy_name == "mixed_bfloat16" and not make.is_first:
         pytest.skip("mixed_float16 is the harder one: one model of each family shows the other")
+    if make.is_variant and not issubclass(make.model_class, Reader):
+        pytest.skip("the first shape of each model shows it, and those of readers, whose layers differ")
     model = make(dtype=policy_name)
     model.compile(keras.optimizers.Adam(1e-3))
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (policy_name == "mixed_float16")

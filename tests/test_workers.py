@@ -19,9 +19,10 @@ from tfseq.workers import run_workers
 
 
 def test_workers_make_the_steps_of_one(tmp_path: Path) -> None:
-    families = ["dmm", "hmm", "rbm", "tagger"]
-    alone = fit_on_workers.fit(families)
-    for num_workers in (2, 4):
+    alone_of = {name: fit_on_workers.fit([name]) for name in ("dmm", "hmm", "rbm", "tagger")}
+    # four processes take long to begin: a model that sums gradients, and one that sums statistics, show the number of workers
+    for num_workers, families in ((2, [*alone_of]), (4, ["hmm", "rbm"])):
+        alone = {key: value for name in families for key, value in alone_of[name].items()}
         out = tmp_path / str(num_workers)
         command = [sys.executable, fit_on_workers.__file__, out, *families]
         code = run_workers(lambda command=command: list(map(str, command)), num_workers, out)
