@@ -95,6 +95,7 @@ def run(rounds: int = 2, workloads: str | None = None, **_: object) -> None:
         for contender, results in found[name].items():
             for text in errors(results):
                 print(f"{name}, {contender}: {text}")
+    names = [name for name in names if not any(errors(results) for results in found[name].values())]
     print("largest relative difference of an epoch's loss from that of one worker")
     row("", *list(CONTENDERS)[1:])
     for name in names:

@@ -32,7 +32,7 @@ _WORDS = {"vocabulary": [f"w{i}" for i in range(2000)]}
 WORKLOADS = {
     "tagger": Workload(
         "tagger",
-        {**_WORDS, "tags": [f"t{i}" for i in range(17)], "head": "crf", "units": [200]},
+        {**_WORDS, "tags": [f"t{i}" for i in range(17)], "head": "crf", "units": [200], "characters": None},
         32,
         40,
         "symbols",
