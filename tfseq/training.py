@@ -122,7 +122,7 @@ class _Keeper(keras.callbacks.Callback):
         self.patience, self.max_seconds, self.checkpoint_seconds = patience, max_seconds, checkpoint_seconds
         self.state, self.echo = state, echo
         self.best_weights: list[np.ndarray] | None = None
-        self.stopped, self.diverged = "all epochs done", False
+        self.stopped = "all epochs done"
         self.started, self.before = time.monotonic(), state["seconds"]
         self.checkpointed = self.before
 
@@ -181,7 +181,7 @@ class _Keeper(keras.callbacks.Callback):
     def diverge(self, what: str) -> None:
         """Stops because of `what`."""
         self.stopped = f"{what}; a smaller learning_rate or clip_norm may help"
-        self.diverged = self.model.stop_training = True
+        self.model.stop_training = True
         if self._is_chief:
             print(f"Stopped: {self.stopped}.", file=sys.stderr, flush=True)
 
