@@ -33,12 +33,14 @@ _WHERE = {
     "DeepBoltzmannMachine": "tfseq.models.dbm",
     "evaluate": "tfseq.evaluation",
     "export": "tfseq.exporting.saved_model",
+    "keep_memory": "tfseq.allocator",
     "load": "tfseq.training",
     "train": "tfseq.training",
 }
 __all__ = ["__version__", *_WHERE]
 
 if TYPE_CHECKING:
+    from tfseq.allocator import keep_memory
     from tfseq.data import DATASETS, load_dataset
     from tfseq.data.batching import Sequences
     from tfseq.data.shards import Shards, write_shards

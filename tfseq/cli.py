@@ -73,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the exit code.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    tfseq.keep_memory()
     try:
         run(arguments)
         sys.stdout.flush()

@@ -369,9 +369,18 @@ def _generated(generate: Callable[[], Iterator[Batch]], example: Batch, size: in
         )
         for name, array in example.items()
     }
-    batches = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    return _sized(tf.data.Dataset.from_generator(generate, output_signature=signature), size)
+
+
+def _sized(batches: tf.data.Dataset, size: int | None) -> tf.data.Dataset:
+    """Batches as every stream gives them: `size` of them, infinite where None, two made ahead."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    # its loop sleeps longer and longer, up to a minute, and the end of a pass may wait for it; nothing here is left to it
+    options.autotune.enabled = False
     cardinality = tf.data.INFINITE_CARDINALITY if size is None else size
-    return batches.apply(tf.data.experimental.assert_cardinality(cardinality)).prefetch(2)
+    return batches.apply(tf.data.experimental.assert_cardinality(cardinality)).prefetch(2).with_options(options)
 
 
 def _check_stream(data: Sequences, **sizes: int | None) -> None:
@@ -417,9 +426,8 @@ def _array_stream(data: Sequences, batch_size: int, seed: int | None, first_epoc
         return {"mask": mask, "row": rows, **{name: tf.gather(a, rows) for name, a in arrays.items()}}
 
     epochs = tf.data.Dataset.counter(first_epoch) if seed is not None else tf.data.Dataset.from_tensors(tf.constant(0, tf.int64))
-    size = num_batches(data, batch_size) - skip if seed is None else tf.data.INFINITE_CARDINALITY
-    found = epochs.flat_map(batches).skip(skip).map(gathered)
-    return found.apply(tf.data.experimental.assert_cardinality(size)).prefetch(2)
+    size = num_batches(data, batch_size) - skip if seed is None else None
+    return _sized(epochs.flat_map(batches).skip(skip).map(gathered), size)
 
 
 def num_batches(data: Sequences | Shards, batch_size: int, *, batch_steps: int | None = None) -> int:

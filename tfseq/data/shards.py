@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tfseq import checks
-from tfseq.data.batching import _FIELDS, Sequences, _check_skip, _check_tokens, _cuts, _length_classes, num_windows
+from tfseq.data.batching import _FIELDS, Sequences, _check_skip, _check_tokens, _cuts, _length_classes, _sized, num_windows
 from tfseq.files import replace_file
 
 if TYPE_CHECKING:
@@ -842,10 +842,3 @@ def _epochs(seed: int | None, first: int) -> tf.data.Dataset:
     import tensorflow as tf
 
     return tf.data.Dataset.counter(first) if seed is not None else tf.data.Dataset.from_tensors(tf.constant(0, tf.int64))
-
-
-def _sized(batches: tf.data.Dataset, size: int | None) -> tf.data.Dataset:
-    import tensorflow as tf
-
-    cardinality = tf.data.INFINITE_CARDINALITY if size is None else size
-    return batches.apply(tf.data.experimental.assert_cardinality(cardinality)).prefetch(2)

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfseq import checks
+from tfseq.allocator import keep_memory
 from tfseq.models.replicas import keras_reduces_numbers, num_replicas, rows_by_replica, spans_machines, sum_over_replicas
 from tfseq.ops import random
 from tfseq.ops.masking import fill, masked_sum, pad, some_steps
@@ -771,6 +772,7 @@ class SequenceModel(keras.Model):
         Under a `tf.distribute` strategy, of one machine or of many, batches are those of all replicas: each takes its rows, and
         together they make the step that one would.
         """
+        keep_memory()
         if validation_data is not None:
             size = kwargs.get("validation_batch_size") or kwargs.get("batch_size")
             validation_data, size = self._on_replicas(self._prepare(validation_data), size)
