@@ -160,7 +160,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "data": "shakespeare",
         "model": "lm",
         "hyperparameters": {"embedding_dim": 128, "units": [512, 512], "dropout": 0.5, "weight_drop": 0.2},
-        "training": {"batch_size": 64, "learning_rate": 3e-3, "average": 0.99, "epochs": 30},
+        "training": {"batch_size": 64, "learning_rate": 3e-3, "average": 0.99, "epochs": 24},
         "evaluation": {},
     },
     # entities of noisy text: the head is the only difference

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tfseq.data import data_hash
 from tfseq.data.batching import Sequences, epoch_batches, num_batches, num_windows, stream, windows
+from tfseq.data.shards import Shards, write_shards
 
 LENGTHS = [3, 0, 5, 1, 2]
 
@@ -45,6 +47,23 @@ def test_a_stream_without_a_seed_is_one_pass_of_every_row_sorted_by_length(data:
         assert batch["mask"].dtype == batch["observed"].dtype == bool
         assert batch["mask"].shape[1] == max(1, *(LENGTHS[i] for i in batch["row"]))  # no step more than needed, one at least
         assert_rows(batch, data)
+
+
+def test_no_stream_is_autotuned(data: Sequences, tmp_path: Path) -> None:
+    """The autotuner's loop sleeps up to a minute, and now and then the end of a pass waits for it."""
+    blocks = Sequences(np.zeros([4, 3, 2], np.float32))
+    texts = Sequences([np.zeros(9, np.int32)])
+    write_shards(blocks, tmp_path / "shards")
+    streams = [
+        stream(data, 2),
+        stream(data, 2, seed=0),
+        stream(blocks, 2),
+        windows(texts, 2, 3),
+        Shards(tmp_path / "shards").stream(2),
+    ]
+    for batches in streams:
+        assert batches.options().autotune.enabled is False
+        assert batches.cache().take(1).options().autotune.enabled is False  # what is made of it, as in `fit`
 
 
 def test_a_stream_with_a_seed_has_every_row_once_an_epoch_without_end(data: Sequences) -> None:

@@ -13,8 +13,10 @@ whose state is carried from batch to batch, softmax at all steps; one training s
 tfseq trains as in `fit`, by the function that `make_train_function` makes, with the optimiser of `tfseq.train`.
 "keras" is what a user of Keras 3 writes today: `Bidirectional(LSTM)`, `Embedding(mask_zero=True)` for mixed lengths,
 `stateful=True`, Keras's Adam, without XLA, which slows it down on CPUs; for (c) a compiled step in a loop of Python. The forms of
-PyTorch are described in its peer's file. Data are random, so nothing is to be learned but the batch itself: the loss after the
-same number of steps is printed so that nobody is fast by not training (the weights begin as each library's own do).
+PyTorch are described in its peer's file. All keep the memory that they free (`tfseq.keep_memory`), which `fit` does by itself;
+"torch, returning" is PyTorch as it comes, which returns it to the system and takes it again. Data are random, so nothing is to
+be learned but the batch itself: the loss after the same number of steps is printed so that nobody is fast by not training (the
+weights begin as each library's own do).
 
 Printed: median milliseconds over all rounds with their 10 and 90 % quantiles; the median of the processor's milliseconds, in
 which other work on the machine hardly counts; the first call, which traces; the ratios of both to tfseq; the share of the
@@ -51,12 +53,14 @@ _TAGGERS: Contenders = {
     "tfseq": ("tfseq", {}),
     "keras": ("keras", {}),
     "torch": ("torch", {"form": "bidirectional"}),
+    "torch, returning": ("torch", {"form": "bidirectional"}),
     "torch directions": ("torch", {"form": "directions"}),
 }
 _MODELS: Contenders = {
     "tfseq": ("tfseq", {}),
     "keras": ("keras", {}),
     "torch": ("torch", {"form": "layers"}),
+    "torch, returning": ("torch", {"form": "layers"}),
     "torch oneDNN": ("torch", {"form": "onednn"}),
 }
 _GENERATORS: Contenders = {
@@ -301,7 +305,9 @@ def run(threads: int, repeats: int | None = None, rounds: int = 2, workloads: st
         title, variants, contenders, usual = WORKLOADS[workload]
         for variant in variants:
             arguments = {"workload": workload, "variant": variant, "threads": threads, "repeats": repeats or usual}
-            found = in_turns("recurrent", contenders, rounds, threads, **arguments)
+            # a setting of the allocator, of its usual value, and `keep_memory` leaves it alone
+            variables = {name: {"MALLOC_ARENA_TEST": "8"} for name in contenders if name.endswith("returning")}
+            found = in_turns("recurrent", contenders, rounds, threads, variables, **arguments)
             print(f"\n({workload}) {title}, {variant}", flush=True)
             for name, results in found.items():
                 if wrong := errors(results):
