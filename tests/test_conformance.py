@@ -16,7 +16,7 @@ import tensorflow as tf
 
 import tfseq
 from tfseq.data.batching import Sequences
-from tfseq.exporting import saved_model
+from tfseq.exporting import litert, saved_model
 from tfseq.models import MODELS
 from tfseq.models.base import SequenceModel
 from tfseq.models.reader import Reader
@@ -437,6 +437,17 @@ def test_the_saved_model_answers_in_a_process_without_tfseq(trained: SequenceMod
             assert_close(answer[key], value)
     card = json.loads((folder / "card.json").read_text())
     assert set(card["signatures"]) == set(trained.endpoints())
+
+
+def test_every_signature_of_numbers_runs_on_a_device(make: Callable[..., SequenceModel], tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert: pip install 'tfseq[litert]'")
+    if make.is_variant:  # type: ignore[attr-defined]
+        pytest.skip("a variant: a conversion takes seconds; what they add to graphs is converted in test_litert.py")
+    model = make()
+    found = litert.convert(model, tmp_path, model.endpoints(4, 8), batch=2, length=5)["signatures"]
+    assert any("bytes" in one for one in found.values())
+    for one in found.values():  # what is compared on the way differs by rounding, or it were an error
+        assert "bytes" in one or one["reason"].endswith("takes strings") or one["reason"].startswith("the same as")
 
 
 def test_a_served_row_depends_on_neither_its_padding_nor_its_batch(trained: SequenceModel) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -78,6 +79,23 @@ def test_a_kalman_filter_runs_on_a_device_as_here(rng: np.random.Generator, eage
         np.testing.assert_allclose(step["log_prob"], wanted.log_prob[:, t], rtol=1e-4)
     np.testing.assert_allclose(step["filtered_mean"], wanted.mean[:, -1], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(step["filtered_covariance"], wanted.covariance[:, -1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_nade_scores_on_a_device_as_here(rng: np.random.Generator, tmp_path: Path) -> None:
+    model = tfseq.RecurrentDensity.tiny(head="nade", control_dim=0)
+    litert.convert(model, tmp_path, signatures=["score"], batch=2, length=6)
+    x, lengths = rng.integers(0, 2, [2, 6, 3]).astype(np.float32), np.array([6, 4], np.int32)
+    answer = run(tmp_path, "score", x=x, lengths=lengths)
+    np.testing.assert_allclose(answer["log_prob"], model.endpoints()["score"][0](x=x, lengths=lengths)["log_prob"], rtol=1e-5)
+
+
+def test_a_sequence_drawn_from_a_state_that_grows_converts(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(1)
+    model = tfseq.DeepMarkovModel.tiny()
+    for weight in model.trainable_weights:
+        weight.assign(2.0 * weight)
+    found = litert.convert(model, tmp_path, signatures=["forecast"])["signatures"]["forecast"]
+    assert found["difference"] > 0.0  # 64 steps make another sequence of the rounding of the first; those it must draw agree
 
 
 def test_what_has_no_elements_is_left_out(tmp_path: Path) -> None:
