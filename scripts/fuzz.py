@@ -10,7 +10,7 @@ new shapes; otherwise op by op, which is the same mathematics and many more call
 
 `parsers`: each reader of `tests/parsers.py` for `--minutes`, by Atheris (libFuzzer), which varies files that are read and keeps
 those that reach new lines of tfseq. A file is data that models take, or a ValueError that names it and the place, in bounded time
-and memory. Needs `pip install atheris`.
+and memory. Needs `pip install -e ".[fuzz]"`.
 
 What is found is printed once, with how to make it again, and files go into `--out`; the exit code is then 1.
 """
@@ -196,7 +196,7 @@ def main() -> None:
     if chosen.what == "models":
         raise SystemExit(bool(fuzz_models(chosen.model, chosen.minutes or 15.0, chosen.seed, chosen.graphs)))
     if importlib.util.find_spec("atheris") is None:
-        raise SystemExit("The readers are fuzzed by Atheris, which is not installed: pip install atheris (Linux and macOS).")
+        raise SystemExit("The readers are fuzzed by Atheris, which is not installed: pip install -e ".[fuzz]" (Linux and macOS).")
     minutes = chosen.minutes or 2.0
     if chosen.child:
         fuzz_parser(chosen.parser, minutes, chosen.seed, chosen.out)

@@ -448,3 +448,20 @@ def test_temporary_files_of_killed_writers_are_told_from_others(tmp_path: Path) 
 def test_a_bad_setting_is_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train(**settings)
+
+
+def test_two_runs_do_not_write_one_folder(tmp_path: Path) -> None:
+    with files.locked(tmp_path) as free:
+        if free is None:
+            pytest.skip("no locks of files here")
+        with pytest.raises(ValueError, match="`out` must be a folder that no other run writes to now"):
+            train(tmp_path)
+    assert not any(tmp_path.iterdir())
+    with files.locked(tmp_path) as free:
+        assert free  # the lock ended
+
+
+def test_a_run_that_never_began_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="batch_size"):
+        train(tmp_path / "new", batch_size=0)
+    assert not (tmp_path / "new").exists()

@@ -11,10 +11,8 @@ from pathlib import Path
 import fit_on_workers
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tfseq import cli
-from tfseq.models import replicas
 from tfseq.workers import run_workers
 
 
@@ -31,50 +29,14 @@ def test_workers_make_the_steps_of_one(tmp_path: Path) -> None:
         with np.load(out / "found.npz") as file:
             together = dict(file)
         if num_workers == 2:  # the loss of the other worker's row alone is not finite: all stop, with the weights as they were
-            assert "not finite in training step 0" in str(together.pop("overflow error"))
+            assert "not finite at batch 1 of epoch 1: log_lik of 1" in str(together.pop("overflow error"))
+            assert (out / "overflow" / "model.keras").is_file()
             assert not together.pop("overflow changed")
             assert "\nstopped" in "\n" + (out / "worker-1.log").read_text()
         assert set(together) == set(alone)
         for name, value in alone.items():
             if not name.endswith("log_z_of"):  # a hash of the weights' last bits
                 np.testing.assert_allclose(together[name], value, rtol=1e-5, atol=1e-6, err_msg=f"{name}, {num_workers} workers")
-
-
-def test_rows_are_shared_and_keep_their_numbers(strategy: tf.distribute.Strategy) -> None:
-    batches = [{"x": np.arange(n * 2).reshape(n, 2)} for n in (5, 1, 2)]  # unequal parts, none at all, equal parts
-    stream = tf.data.Dataset.from_generator(lambda: batches, output_signature={"x": tf.TensorSpec([None, 2], tf.int64)})
-    for batch, shared in zip(batches, replicas.rows_by_replica(stream, strategy), strict=True):
-        parts = [{k: v.numpy() for k, v in each.items()} for each in zip_replicas(strategy, shared)]
-        real = np.concatenate([p["mask"].any(1) for p in parts])
-        for name, whole in (("x", batch["x"]), ("row", np.arange(len(batch["x"])))):
-            np.testing.assert_array_equal(np.concatenate([p[name] for p in parts])[real], whole)
-        assert all(len(p["x"]) for p in parts)
-
-
-def zip_replicas(strategy: tf.distribute.Strategy, shared: dict) -> list[dict[str, tf.Tensor]]:
-    """Each replica's part of a distributed batch."""
-    parts = {name: strategy.experimental_local_results(value) for name, value in shared.items()}
-    return [{name: values[i] for name, values in parts.items()} for i in range(strategy.num_replicas_in_sync)]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "no JSON",
-        "{}",
-        '{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}',
-        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}',
-    ],
-)
-def test_a_wrong_cluster_is_a_clear_error(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(ValueError, match="TF_CONFIG must"):
-        replicas.strategy_of_cluster()
-
-
-def test_a_cluster_of_one_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["localhost:1"]}, "task": {"type": "worker", "index": 0}}')
-    assert not replicas.spans_machines(replicas.strategy_of_cluster())
 
 
 # each of these processes is one worker; no TensorFlow in them
@@ -115,7 +77,10 @@ def test_an_error_of_a_worker_ends_all_with_its_code(tmp_path: Path) -> None:
     assert time.monotonic() - begun < 30  # the one that sleeps was ended
 
 
-def test_workers_end_with_who_started_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_who_started_them(how: signal.Signals, tmp_path: Path) -> None:
+    if how == signal.SIGKILL and sys.platform != "linux":
+        pytest.skip("only Linux tells a process that its parent was killed")
     sleeper = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1], str(os.getpid())).touch(); time.sleep(60)"
     parent = (
         "import sys; from pathlib import Path; from tfseq.workers import run_workers; "
@@ -124,9 +89,20 @@ def test_workers_end_with_who_started_them(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", parent, tmp_path])
     while len(pids := [int(p.name) for p in tmp_path.iterdir() if p.name.isdecimal()]) < 2:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 128 + signal.SIGTERM
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    process.send_signal(how)
+    assert process.wait(30) == (128 + how if how == signal.SIGTERM else -how)
+    deadline = time.monotonic() + 30
+    while any(_runs(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_runs(pid) for pid in pids)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and is no zombie, whose parent is gone and nobody has asked for its exit code."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_what_workers_are_told_is_checked_before_they_start(

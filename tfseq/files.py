@@ -70,6 +70,28 @@ def check_sha256(path: Path, sha256: str) -> None:
 
 
 @contextmanager
+def locked(folder: Path) -> Iterator[bool | None]:
+    """Holds the lock of a folder, which ends with the process; yields whether it could be had, None where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield None
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        free: bool | None = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError:  # a file system without
+            free = None
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def replace_file(path: str | Path) -> Iterator[Path]:
     """A new file beside `path` to write into; it takes the place of `path` only when the block ends without an error.
 

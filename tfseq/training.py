@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import datetime
+import functools
 import json
 import math
 import platform
@@ -13,11 +14,11 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import keras
 import numpy as np
@@ -28,7 +29,7 @@ from tfseq import checks
 from tfseq.data import data_hash
 from tfseq.data.batching import Sequences, epoch_batches, num_batches, num_windows, stream, windows
 from tfseq.data.shards import Shards, named_damage
-from tfseq.files import remove_left_behind, replace_file
+from tfseq.files import locked, remove_left_behind, replace_file
 from tfseq.models import MODELS
 from tfseq.models.base import Batch, NotFiniteError, SequenceModel
 from tfseq.models.feedforward import NetworkClassifier
@@ -289,6 +290,33 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
         writer.writerows(history)
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _alone_in_its_folder(function: _Function) -> _Function:
+    """`train`, which holds the lock of its run folder: two that write one would ruin it."""
+
+    @functools.wraps(function)
+    def run(model: SequenceModel, *data: Any, out: str | Path | None = None, **options: Any) -> Any:
+        folder = None if out is None else Path(out)
+        if folder is None or (folder.exists() and not folder.is_dir()) or not is_chief(model.distribute_strategy):
+            return function(model, *data, out=out, **options)
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with locked(folder) as free:
+                if free is False:
+                    raise ValueError(f"`out` must be a folder that no other run writes to now; {folder} is of one that goes on.")
+                return function(model, *data, out=out, **options)
+        finally:
+            if made:
+                with contextlib.suppress(OSError):  # it has files now
+                    folder.rmdir()
+
+    return cast(_Function, run)
+
+
+@_alone_in_its_folder
 def train(
     model: SequenceModel,
     data: Sequences | Shards,
@@ -480,6 +508,7 @@ def train(
     callbacks = [KLWarmUp(kl_warmup, kl_start if kl_warmup else 1.0), keeper]
     keeper.set_model(model)
     done = state["epoch"]
+    parted = False
     last = done if keeper.is_out_of_patience() else epochs  # `fit` without an epoch still ends what a killed one began
     with _saying_what_is_saved(folder), named_damage():
         word_of_chief(strategy, 0.0)  # all have read what is in the folder before the chief writes
@@ -489,6 +518,7 @@ def train(
             batches = batches_of(data, augmented_epochs, seed=seed, first_epoch=passes, skip=skip)
             model.fit(batches, steps_per_epoch=steps, epochs=last, initial_epoch=done, callbacks=callbacks, verbose=0)
         except NotFiniteError:
+            parted = spans_machines(strategy)  # a step that failed ends all that workers say to each other
             passes, skip = divmod(keeper.batch_now(steps), a_pass)
             batch = next(iter(batches_of(data, augmented_epochs, seed=seed, first_epoch=passes, skip=skip)))
             epoch, number = divmod(keeper.batch_now(steps), steps)
@@ -505,11 +535,14 @@ def train(
             with averaged_weights(model):
                 keeper.keep_best()
         if folder is not None:
-            word_of_chief(strategy, 0.0)  # it has written the best weights
-            if not (folder / "model.keras").is_file():
-                raise ValueError(f"`out` must lie on a file system that all workers see; {folder} is without model.keras here.")
-            with strategy.scope():
-                model = load(folder)
+            if not parted:
+                word_of_chief(strategy, 0.0)  # it has written the best weights
+                if not (folder / "model.keras").is_file():
+                    raise ValueError(
+                        f"`out` must lie on a file system that all workers see; {folder} is without model.keras here."
+                    )
+                with strategy.scope():
+                    model = load(folder)
             if is_chief(strategy):
                 if state["history"]:  # of a run that was killed after its last checkpoint, rows may be missing
                     write_history(folder / "history.csv", state["history"])

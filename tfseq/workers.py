@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 _RESTARTS = 3
 _GRACE_SECONDS = 10.0  # between asking a process to end and ending it
 _POLL_SECONDS = 0.2
@@ -50,14 +52,17 @@ def _run_once(command: list[str], num_workers: int, logs: Path) -> int:
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(num_workers)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = str(max(1, cores // num_workers))  # workers share the cores
-    processes = []
+    processes: list[subprocess.Popen] = []
+    dying = _die_with_parent()
     with contextlib.ExitStack() as stack:
         try:
             for index in range(num_workers):
                 config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
                 environment = {"TF_NUM_INTRAOP_THREADS": threads, **os.environ, "TF_CONFIG": json.dumps(config)}
                 log = None if index == 0 else stack.enter_context((logs / f"worker-{index}.log").open("a"))
-                processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log and subprocess.STDOUT))
+                errors = None if log is None else subprocess.STDOUT
+                worker = subprocess.Popen(command, env=environment, stdout=log, stderr=errors, preexec_fn=dying)
+                processes.append(worker)
             while True:
                 codes = [process.poll() for process in processes]
                 # a killed worker takes the others' calls with it: its signal says more than their errors
@@ -70,6 +75,15 @@ def _run_once(command: list[str], num_workers: int, logs: Path) -> int:
                 time.sleep(_POLL_SECONDS)
         finally:
             _end(processes)
+
+
+def _die_with_parent() -> Callable[[], object] | None:
+    """What a worker does first, so that it does not outlive a process that is killed with no time to end it; Linux has it."""
+    try:
+        prctl = ctypes.CDLL(None).prctl
+    except (AttributeError, OSError, TypeError):
+        return None
+    return lambda: prctl(_DIE_WITH_PARENT, int(signal.SIGKILL))
 
 
 def _free_ports(num: int) -> list[int]:

@@ -703,16 +703,24 @@ class SequenceModel(keras.Model):
         weight_norm.update_state(tf.linalg.global_norm([w.value for w in self.trainable_weights]), 1.0)
 
     def _clip(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Clips by the norm of the gradient of all replicas; the optimiser's own clipping comes before its reduction.
+        """Clips the gradient of all replicas, as the optimiser is told to; its own clipping comes before its reduction.
 
-        What is returned sums to the clipped gradient, and is too short for the optimiser to clip it again.
+        What is returned sums to the clipped gradient, and is too short for the optimiser to clip it again. It is the same on all
+        replicas, so that all find it finite or none, where a loss scale leaves out steps.
         """
         optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        if num_replicas() == 1 or optimizer.global_clipnorm is None:
+        kinds = (optimizer.global_clipnorm, optimizer.clipnorm, optimizer.clipvalue)
+        if num_replicas() == 1 or (optimizer is self.optimizer and kinds == (None, None, None)):
             return gradients
         scale = self.optimizer.scale_loss(1.0)  # of the loss scale of mixed precision
-        clipped, _ = tf.clip_by_global_norm(sum_over_replicas(gradients), optimizer.global_clipnorm * scale)
-        return [g / num_replicas() for g in clipped]
+        total = [tf.convert_to_tensor(g) for g in sum_over_replicas(gradients)]
+        if optimizer.global_clipnorm is not None:
+            total, _ = tf.clip_by_global_norm(total, optimizer.global_clipnorm * scale)
+        elif optimizer.clipnorm is not None:
+            total = [tf.clip_by_norm(g, optimizer.clipnorm * scale) for g in total]
+        elif optimizer.clipvalue is not None:
+            total = [tf.clip_by_value(g, -optimizer.clipvalue * scale, optimizer.clipvalue * scale) for g in total]
+        return [g / num_replicas() for g in total]
 
     def test_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The bound itself (KL weight 1 in `nats_per_step`, the metric to select by)."""
