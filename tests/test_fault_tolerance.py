@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -465,3 +466,25 @@ def test_a_run_that_never_began_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batch_size"):
         train(tmp_path / "new", batch_size=0)
     assert not (tmp_path / "new").exists()
+
+
+def test_plain_fit_goes_on_after_keras_backup_and_restore(tmp_path: Path) -> None:
+    class Interrupted(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    def run(*callbacks: keras.callbacks.Callback) -> tfseq.SequenceTagger:
+        keras.utils.set_random_seed(0)
+        model = tfseq.SequenceTagger.tiny(vocabulary=["a", "b"], dropout=0.5)
+        model.compile(keras.optimizers.Adam(0.05, global_clipnorm=1.0))
+        batch = model.as_batch({"x": np.array([[1, 2, 1], [2, 2, 1]]), "y": np.array([[0, 1, 0], [1, 1, 0]])})
+        with contextlib.suppress(KeyboardInterrupt):
+            model.fit(tf.data.Dataset.from_tensors(batch), epochs=4, verbose=0, callbacks=[*callbacks])
+        return model
+
+    backup = functools.partial(keras.callbacks.BackupAndRestore, tmp_path / "backup", delete_checkpoint=False)
+    whole, parted = run(), run(backup(), Interrupted())
+    assert any((a != b).any() for a, b in zip(whole.get_weights(), parted.get_weights(), strict=True))
+    for a, b in zip(whole.get_weights(), run(backup()).get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)

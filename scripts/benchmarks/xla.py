@@ -1,9 +1,8 @@
 """A training step with and without XLA, in float32 and in mixed precision, for one model of each family.
 
-The models and batches of `workloads.py`. Printed are milliseconds a step (the best epoch of each round, the median over
-rounds), the seconds until the first step is done (tracing, and with XLA compiling, which comes again for every new shape of a
-batch), and after how many steps of one shape XLA has paid for itself. `compile(jit_compile="auto")` is False on every device:
-XLA also leaves the checks of a step out.
+The models and batches of `workloads.py`. Printed are milliseconds of the processor a step (the best epoch of each round, the
+median over rounds; on one thread other work hardly counts), the seconds of it until the first step is done (tracing, and with
+XLA compiling, which comes again for every new shape of a batch), and after how many steps of one shape XLA has paid for itself.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ def measure(name: str, xla: bool, dtype: str | None, threads: int) -> dict[str, 
     model = MODELS[workload.model](**workload.hyperparameters, **options)
     model.compile(make_optimizer("adam", 1e-3, clip_norm=5.0), method=workload.method, jit_compile=xla)
     stream = tf.data.Dataset.from_tensors(batch_of(workload, model.batch_spec())).repeat()
-    begun = time.perf_counter()
+    begun = time.process_time()
     model.fit(stream, steps_per_epoch=1, epochs=1, verbose=0)
-    first, seconds = time.perf_counter() - begun, []
+    first, seconds = time.process_time() - begun, []
     for _ in range(_EPOCHS):
-        begun = time.perf_counter()
+        begun = time.process_time()
         model.fit(stream, steps_per_epoch=workload.num_batches, epochs=1, verbose=0)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.process_time() - begun)
     return {"first": first, "milliseconds": 1e3 * min(seconds) / workload.num_batches}
 
 
