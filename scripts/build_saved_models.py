@@ -56,7 +56,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "earthquakes-hmm": {
         "about": "States of seismic activity behind yearly counts of strong earthquakes (magnitude 7 and above), 1900 to 2006: a "
-        "Poisson HMM of three states, fitted by EM (Zucchini and MacDonald 2009). Figures are of the data it was fitted to.",
+        "Poisson HMM of three states, fitted by EM (Zucchini and MacDonald 2009). The counts are of the US Geological Survey, in "
+        "the public domain. Figures are of the data it was fitted to.",
         "data": "earthquakes",
         "model": "hmm",
         "hyperparameters": {"num_states": 3, "emission": "poisson"},

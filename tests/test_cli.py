@@ -1,6 +1,7 @@
 """The command line, in this process; in one of its own where imports, file descriptors and pipes matter."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfseq import cli, plots
+from tfseq import cli, plots, training
 from tfseq.cli import main
 from tfseq.data import Sequences
 from tfseq.data.speech import read_wav
@@ -1028,6 +1029,70 @@ def test_evaluate_shows_the_figures_of_readers(readers, said):
     data = readers["tagger"].parent / "data"
     code, _, err = said("evaluate", readers["tagger"], "--data", data / "play.txt")
     assert code == 1 and "`data` must have `y`" in err
+
+
+def test_a_label_that_was_not_seen_is_named_with_file_and_line(readers, tmp_path, said):
+    unseen = COLUMNS + "\nBo\tB-PER\nsaw\tO\nRome\tB-LOC\n"
+    for split, text in (("train", COLUMNS), ("valid", unseen), ("test", unseen)):
+        (tmp_path / f"{split}.conll").write_text(text)
+    code, out, err = said("train", "tagger", "--data", tmp_path, "--out", tmp_path / "run", *SMALL, "--model.characters", "null")
+    assert (code, out) == (1, "") and "received 'B-LOC' at index 2 of 'valid.conll, line 9', for 'Rome'" in err, err
+    code, out, err = said("evaluate", readers["tagger"], "--data", tmp_path)
+    assert (code, out) == (1, "") and "received 'B-LOC' at index 2 of 'test.conll, line 9', for 'Rome'" in err, err
+
+
+def test_how_labelled_tokens_are_read_is_said_once(readers, typed, tmp_path, said, monkeypatch):
+    file = tmp_path / "own.bio"
+    file.write_text("B-PER x Ann\nO x met\n\nO x Bo\nI-PER x Lee\n")
+    flags = ("--data_illegal", "repair", "--data-label-column", "0", "--data_token_column=-1")
+    seen, train = [], training.train
+
+    @functools.wraps(train)
+    def stopped(model: SequenceModel, data: Sequences, *_: object, **__: object) -> None:
+        seen.append([y.tolist() for y in data.y])
+        raise ValueError("seen")
+
+    monkeypatch.setattr(training, "train", stopped)
+    out = tmp_path / "run"
+    code, _, err = said("train", "tagger", "--data", file, "--out", out, "--data_token_column", 2, "--data_label_column", 0)
+    assert code == 1 and "own.bio, line 5: in the scheme 'bio', 'I-PER' may not" in err and "--data_illegal repair" in err
+    code, _, err = said("train", "tagger", "--data", file, "--out", out, *flags, *SMALL, "--model.characters", "null")
+    assert (code, err) == (1, "tfseq: error: seen\n") and seen == [[["B-PER", "O"], ["O", "B-PER"]]]
+    config = cli.read_config(out / "config.yaml")
+    assert (config["data_illegal"], config["data_label_column"], config["data_token_column"]) == ("repair", 0, -1)
+    shutil.copytree(readers["tagger"], tmp_path / "done")
+    shutil.copy(out / "config.yaml", tmp_path / "done")
+    code, printed, err = said("evaluate", tmp_path / "done", "--json")
+    assert code == 0 and json.loads(printed)["num_steps"] == 4, err
+    code, _, err = said("evaluate", tmp_path / "done", "--data_illegal", "error")
+    assert code == 1 and "own.bio, line 5" in err
+    code, _, err = said("evaluate", tmp_path / "done", "--data", file)  # other data, of which the run says nothing
+    assert code == 1 and "received 'Ann'" in err
+    code, _, err = said("train", "--resume", "--out", tmp_path / "done", "--data_illegal", "keep")
+    assert code == 2 and "cannot change: --data_illegal (the run has repair, received keep)" in err
+    code, printed, _ = said("predict", tmp_path / "done", file, *flags)
+    assert code == 0 and [line.split("\t")[0] for line in printed.splitlines()] == ["Ann", "met", "", "Bo", "Lee", ""]
+    code, printed, err = said("data", "shard", "--data", file, "--out", tmp_path / "shards", "--num_shards", 1, *flags)
+    assert code == 0 and "train: 2 sequences, 4 steps" in printed, err
+    typed(b"Ann")
+    for command, code, message in (
+        (("predict", tmp_path / "done", "--data_illegal", "keep"), 2, "--data_illegal is for files of labelled tokens; INPUT"),
+        (("data", "shard", "--data", tmp_path / "shards", "--out", tmp_path / "b", *flags), 1, "`token_column` (--data_token"),
+        (("train", "tagger", "--data", tmp_path / "shards", "--data_illegal", "keep"), 1, "`illegal` (--data_illegal) must be"),
+        (("train", "dmm", "--data", "earthquakes", "--data_illegal", "keep"), 1, "of how earthquakes is read, of which there"),
+        (("train", "tagger", "--data", file, "--data_illegal", "fix"), 2, "--data_illegal must be one of error, repair, keep"),
+    ):
+        got, printed, err = said(*command)
+        assert (got, printed) == (code, "") and message in err, err
+
+
+def test_vectors_of_another_size_are_named_with_their_file(readers, tmp_path, said):
+    data = readers["tagger"].parent / "data" / "people.conll"
+    (tmp_path / "mine.vec").write_text("2 3\nAnn 1 2 3\nBo 4 5 6\n")
+    arguments = ("train", "tagger", "--data", data, "--out", tmp_path / "run", *SMALL, "--model.characters", "null")
+    code, out, err = said(*arguments, "--vectors", tmp_path / "mine.vec")
+    assert (code, out) == (1, "") and f"{tmp_path / 'mine.vec'}, line 1: vectors must have --model.embedding_dim = 4" in err
+    assert "received 3. Set --model.embedding_dim 3" in err and not (tmp_path / "run").exists()
 
 
 # Export -------------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "seq2seq": {
-        "bahdanau": {"attention": "bahdanau", "units": [4, 3], "cell": "lstm", "own_tokens": 0.3},
+        "bahdanau": {"attention": "bahdanau", "units": [4, 3], "cell": "lstm", "own_tokens": 0.3, "own_tokens_warmup": 2},
     },
     "dbm": {
         "reals": {"visible": "gaussian", "learned_scale": True, "hidden_units": [3, 4, 2], "sampler": "fpcd", "damping": 0.2},

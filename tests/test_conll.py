@@ -1,12 +1,13 @@
 """Labelled tokens: what the files say is what is read, and what is wrong with them is named with its line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tfseq.data import DATASETS, SPLITS, load_dataset, splits_of
+from tfseq.data import DATASETS, SPLITS, data_hash, load_dataset, splits_of
 from tfseq.data.conll import load_conll, load_ewt, write_conll
 
 
@@ -146,6 +147,38 @@ def test_illegal_sequences_of_tags(file_of):
         load_conll(file_of("a.bio", "a S-X\nd B-X\n"))
     assert load_conll(file_of("a.bio", "a I-X\nd B-X\n")).y[0].tolist() == ["I-X", "B-X"]  # IOB1, legal
     assert load_conll(file_of("a.bio", "a I-X\nd NOUN\n")).y[0].tolist() == ["I-X", "NOUN"]  # classes of no scheme
+
+
+def test_sentences_are_called_by_where_they_stand(file_of):
+    data = load_dataset(file_of("mine.conll", "-DOCSTART- O\n\nAnn B-PER\nran O\n\n\nBo B-PER\n"))
+    assert data.names == ["mine.conll, line 3", "mine.conll, line 7"]
+    assert data_hash(data) == data_hash(replace(data, names=()))
+    assert load_dataset(file_of("mine.conllu", CONLLU.replace("# sent_id = one\n", ""))).names == ["mine.conllu, line 3", "two"]
+    assert load_dataset(file_of("mine.json", json.dumps(SPANS))).names == ["mine.json, item 0", "mine.json, item 1"]
+
+
+def test_options_of_the_loader(file_of):
+    path = file_of("mine.bio", "x I-X a\ny O b\n\nz B-X c\n\nw O d\nv I-X e\nu B-X f\n")
+    with pytest.raises(ValueError, match="line 1: in the scheme 'bio', .*--data_illegal repair"):
+        load_dataset(path, label_column=1)
+    data = load_dataset(path, label_column=1, token_column=-1, illegal="repair")
+    assert pairs(data)[0] == [("a", "B-X"), ("b", "O")]
+    for name, option, known in (
+        (path, "ilegal", "token_column, label_column, illegal. Did you mean 'illegal'"),
+        ("earthquakes", "illegal", "none"),
+        ("ewt-xpos", "label_column", "none"),  # its name says it
+        ("ewt", "illegal", "label_column"),
+        ("jsb", "data_dir_", "none"),
+    ):
+        with pytest.raises(ValueError, match=rf"`{option}` \(--data_{option}\) must be an option .*there are: {known}"):
+            load_dataset(name, **{option: "x"})
+    for name, content, option in (
+        ("a.conllu", CONLLU, {"token_column": 1}),
+        ("a.json", json.dumps(SPANS), {"token_column": 1}),
+        ("a.json", json.dumps(SPANS), {"label_column": 1}),
+    ):
+        with pytest.raises(ValueError, match=f"`{next(iter(option))}` must be left out for a .*{name}"):
+            load_dataset(file_of(name, content), **option)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import tensorflow as tf
 import tfseq
 from tests import reference
 from tfseq.data.batching import Sequences, num_windows, windows
+from tfseq.layers import recurrent
 from tfseq.models import language_model
 from tfseq.models.language_model import END, LanguageModel
 
@@ -234,6 +235,21 @@ def test_penalties_are_mean_squares_of_outputs_and_of_their_changes() -> None:
     assert model.terms(batch).objective is None
 
 
+def test_slowness_is_that_of_outputs_before_they_are_dropped() -> None:
+    objectives = {}
+    for alpha, beta in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
+        model = made("lstm", units=[40], dropout=0.5, activation_penalty=alpha, slowness_penalty=beta)
+        batch = model.complete(model.as_batch({"x": ["abca"] * 2, "seed": [1, 2]}))
+        terms = model.terms(batch, training=True)
+        objectives[alpha, beta] = terms.per_sequence(terms.log_lik) if terms.objective is None else terms.objective
+    vectors = tf.transpose(tf.gather(model.embedding.table, [[model.boundary, 1, 2, 3]] * 2), [1, 0, 2])
+    taken = recurrent.locked_dropout(vectors, 0.5, batch["seed"], recurrent.SALT)
+    raw = model.stack(taken)[0].numpy()  # the input dropped, the output not
+    kept = raw * recurrent.keep_mask(batch["seed"], 40, 0.5, recurrent.SALT + 8, tf.float64).numpy()
+    for wanted, key in (((kept**2).mean(-1), (1.0, 0.0)), ((np.diff(raw, axis=0) ** 2).mean(-1), (0.0, 1.0))):
+        np.testing.assert_allclose(objectives[0.0, 0.0] - objectives[key], wanted.sum(0), **SAME)
+
+
 def test_weight_drop_and_dropped_rows_are_those_of_the_batch_and_of_the_step() -> None:
     model = made("lstm", weight_drop=0.4, embedding_dropout=0.3)
     batch = model.complete(model.as_batch(["abcab"] * 3 + ["ca"]))
@@ -380,6 +396,72 @@ def test_vocabularies_come_from_data() -> None:
         LanguageModel.from_data(Sequences(["a", "b"]), conditional=True)
 
 
+@pytest.mark.usefixtures("eager")
+@pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")  # of tf.data
+def test_ids_are_numbers_and_the_end_comes_after_the_largest() -> None:
+    data = Sequences([np.array(row, np.int32) for row in ([3, 12, 1], [12], [])], y=[np.zeros(n, np.int32) for n in (3, 1, 0)])
+    one = LanguageModel.from_data(Sequences(data.x[:1]), units=[3], embedding_dim=2)
+    assert (one.text.vocabulary, one.ends, one.end) == ([str(k) for k in range(1, 13)], False, None)
+    model = LanguageModel.from_data(data, units=[3], embedding_dim=2, unit="characters")
+    assert (model.text.vocabulary, model.ends, model.end, model.text.unit) == ([*one.text.vocabulary, END], True, 13, "words")
+    assert [row.tolist() for row in model.prepare(data).x] == [[3, 12, 1, 13], [12, 13], [13]]
+    assert [row.tolist() for row in model.prepare(model.prepare(data)).x] == [[3, 12, 1, 13], [12, 13], [13]]
+    rng = np.random.default_rng(1)
+    for weight in model.trainable_weights:
+        weight.assign(rng.normal(size=weight.shape))
+    wanted = [log_prob(model, ids) for ids in ([3, 12, 1, 13], [12, 13], [13])]
+    for given in (data, [[3, 12, 1], [12], []], model.prepare(data).padded(), ["3 12 1", "12", ""]):
+        np.testing.assert_allclose(model.log_prob(given), wanted, **CLOSE)
+    found = tfseq.evaluate(model, data, batch_size=2, baselines_from=data)
+    np.testing.assert_allclose(found["nats_per_token"], -sum(wanted) / 7, **CLOSE)
+    assert found["num_steps"] == 7 and "nats_per_character" not in found
+    said: list[int] = []
+    while len(said) < 4 and (best := 1 + int(all_log_probs(model, [3, 12, *said])[-1, 1:].argmax())) != model.end:
+        said.append(best)
+    assert len(said) > 1
+    assert model.generate(["3 12"], 4, temperature=0.0).numpy()[0].decode() == " ".join(map(str, said))
+    model.compile("sgd")
+    fitted = model.fit(data, epochs=1, verbose=0).history["nats_per_step"]
+    assert fitted == [pytest.approx(-sum(wanted) / 7, abs=1.0)]  # that of what was dropped
+    run = tfseq.train(model, data, data, epochs=1, batch_size=2, progress=False)  # by windows
+    assert np.isfinite(run.history[0]["val_nats_per_step"])
+
+
+def test_a_class_is_that_of_a_whole_text_and_the_configuration_says_so() -> None:
+    model = LanguageModel.tiny(conditional=True, classes=["x", "y"], window=7)
+    assert model.window is model.get_config()["window"] is LanguageModel.from_config(model.get_config()).window is None
+    assert LanguageModel.tiny(window=7).get_config()["window"] == 7
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")  # of tf.data
+@pytest.mark.parametrize("unit", ["words", "subwords"])
+def test_nats_per_character_are_over_those_of_the_texts_as_they_are_given(unit: str) -> None:
+    texts = ["the  cat sat.", "", "日本 the dog"]
+    model = LanguageModel.from_data(Sequences(texts), units=[3], embedding_dim=2, unit=unit, min_count=1)
+    total = float(tf.reduce_sum(model.log_prob(texts)))
+    found = tfseq.evaluate(model, Sequences(texts), batch_size=2)
+    np.testing.assert_allclose(found["nats_per_character"], -total / (13 + 10 + 3), **CLOSE)  # and three ends
+    assert "bits_per_character" not in found
+    cut = tfseq.evaluate(model, model.prepare(Sequences(texts)))
+    np.testing.assert_allclose(cut["nats_per_character"], -total / (12 + 10 + 3), **CLOSE)  # joined with one blank
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")  # of tf.data
+def test_a_model_learns_and_writes_japanese() -> None:
+    texts = ["東京は日本の首都です。", "京都は古い都です。"]
+    keras.utils.set_random_seed(0)
+    model = LanguageModel.from_data(texts, units=[24], embedding_dim=8, dropout=0.0, cell="gru")
+    model.compile(keras.optimizers.Adam(0.05))
+    model.fit(texts, epochs=25, verbose=0)
+    best = model.generate(["東京は", "京都"], 12, temperature=0.0).numpy()
+    assert [text.decode() for text in best] == ["日本の首都です。", "は古い都です。"]
+    drawn = model.generate([""] * 20, 12, temperature=3.0, seed=[1, 2]).numpy()
+    assert len(set(drawn)) > 5
+    assert set("".join(text.decode() for text in drawn)) <= set("".join(texts))
+
+
 def test_evaluation_pools_over_tokens_whatever_the_batches(writer: LanguageModel) -> None:
     data = Sequences([*TEXTS, "bbbbccca"])
     total = sum(log_prob(writer, ids_of(writer, text)) for text in data.x)
@@ -389,9 +471,10 @@ def test_evaluation_pools_over_tokens_whatever_the_batches(writer: LanguageModel
         np.testing.assert_allclose(figures["nats_per_token"], -total / num, **CLOSE)
         np.testing.assert_allclose(figures["perplexity"], np.exp(-total / num), **CLOSE)
         np.testing.assert_allclose(figures["bits_per_character"], -total / num / np.log(2.0), **CLOSE)
+        assert figures["nats_per_character"] == pytest.approx(figures["nats_per_token"], rel=1e-9)
         assert figures["num_steps"] == num
-    keys = {"nats_per_token", "standard_error", "perplexity", "bits_per_character", "num_sequences", "num_steps", "baselines"}
-    assert set(found[0]) == keys
+    keys = {"nats_per_token", "standard_error", "perplexity", "bits_per_character", "nats_per_character"}
+    assert set(found[0]) == keys | {"num_sequences", "num_steps", "baselines"}
     counts = np.ones(writer.size)  # each token once before anything is seen
     for text in data.x:
         np.add.at(counts, ids_of(writer, text), 1)

@@ -17,7 +17,10 @@ import tensorflow as tf
 import tfseq
 from tests import reference
 from tfseq.data.batching import Sequences, stream
+from tfseq.layers.recurrent import keep_mask
+from tfseq.models import seq2seq
 from tfseq.models.seq2seq import END, Seq2Seq
+from tfseq.ops import random
 
 pytestmark = [
     pytest.mark.usefixtures("eager"),
@@ -248,6 +251,47 @@ def test_own_tokens_are_guesses_in_the_place_of_the_target_s(name: str) -> None:
         np.testing.assert_allclose(plain[row], log_p[np.arange(len(target)), target].sum(), **SAME)
 
 
+def test_the_share_of_own_tokens_rises_over_the_steps_of_its_warm_up() -> None:
+    name, sources, targets = "luong gru 1", ["ein Hund", "Katze"] * 4, ["a dog cat cat a"] * 8
+    model = made(name, own_tokens=0.8, own_tokens_warmup=10)
+
+    def trained(model: Seq2Seq, step: int = 0) -> np.ndarray:
+        model.step.assign(step)
+        batch = model.complete(model.as_batch({"x": sources, "target": targets, "seed": [1, 2]}))
+        return model.terms(batch, training=True).log_lik.numpy()
+
+    wanted = {share: trained(made(name, own_tokens=share)) for share in (0.0, 0.4, 0.8)}
+    for step, share in ((0, 0.0), (5, 0.4), (10, 0.8), (1000, 0.8)):
+        np.testing.assert_array_equal(trained(model, step), wanted[share])
+    assert min(np.abs(wanted[a] - wanted[b]).max() for a, b in ((0.0, 0.4), (0.4, 0.8))) > 1e-3
+    model.step.assign(1000)
+    plain = wanted[0.0].sum(1)
+    np.testing.assert_allclose(model.log_prob(sources, targets), plain, **SAME)  # and none where nothing learns
+    with pytest.raises(ValueError, match="`own_tokens_warmup`"):
+        Seq2Seq.tiny(own_tokens_warmup=-1)
+
+
+def test_one_layer_that_attends_drops_its_output_as_a_stack_does() -> None:
+    model = made("bahdanau gru 1", dropout=0.5, cell="lstm", units=(6,))
+    model.encoder.dropout = 0.0  # which is a stack
+    batch = model.complete(model.as_batch({"x": X[:2], "target": Y[:2], "seed": [1, 2]}))
+    terms = model.terms(batch, training=True)
+    seeds = random.derive(batch["seed"], 1)
+    vector_masks, output_masks = (
+        keep_mask(seeds, num, 0.5, seq2seq._SALT + k, tf.float64).numpy() for num, k in ((4, 0), (6, 2))
+    )
+    assert {0.0, 2.0} == set(output_masks.flat)
+    for row in range(2):
+        decoder, target = Decoder(model, source_of(model, X[row])), target_of(Y[row])
+        for t, (before, wanted) in enumerate(zip([model.boundary, *target[:-1]], target, strict=True)):
+            vector = reference.value(model.target_embedding.table)[before] * vector_masks[row]
+            context, _ = decoder.look(decoder.states[0][0])
+            decoder.states[0] = reference.recurrent_step(model.first, np.concatenate([vector, context]), decoder.states[0])
+            features = np.concatenate([decoder.states[0][0] * output_masks[row], context, vector])
+            scores = reference.dense(model.output_layer, np.tanh(reference.dense(model.combine, features)))
+            np.testing.assert_allclose(terms.log_lik[row, t], scipy.special.log_softmax(scores)[wanted], **SAME)
+
+
 # Translation ---------------------------------------------------------------------------------------------------------
 
 
@@ -329,6 +373,43 @@ def test_vocabularies_come_from_data() -> None:
         Seq2Seq(vocabulary=["a"], target_vocabulary=["b"])
 
 
+def test_ids_are_numbers_and_the_end_of_targets_comes_after_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources, targets = [np.array([2, 1]), np.array([3])], [np.array([1, 2, 3, 12, 1]), np.array([12, 2])]
+    data = Sequences(sources, target=targets)
+    model = filled(Seq2Seq.from_data(data, units=[3], embedding_dim=2, dropout=0.0, unit="characters"))
+    assert (model.text.vocabulary, model.text.unit) == (["1", "2", "3"], "words")
+    assert (model.target_text.vocabulary, model.target_text.unit) == ([*(str(k) for k in range(1, 13)), END], "words")
+    assert model.end == 13
+    assert [a.tolist() for a in model.prepare(data).target] == [[1, 2, 3, 12, 1, 13], [12, 2, 13]]
+    assert [a.tolist() for a in model.prepare(data).x] == [[2, 1], [3]]
+    wanted = model.log_prob(["2 1", "3"], ["1 2 3 12 1", "12 2"])
+    for given in (data, model.prepare(data).padded(), {"x": [[2, 1], [3]], "target": [[1, 2, 3, 12, 1], [12, 2]]}):
+        np.testing.assert_allclose(model.log_prob(given), wanted, **CLOSE)
+    assert model.translate(sources).numpy().tolist() == model.translate(["2 1", "3"]).numpy().tolist()
+    assert len(set(model.translate(sources, max_tokens=3).numpy()[0].decode().split()) - set(model.target_text.vocabulary)) == 0
+    texts = Seq2Seq.from_data(Sequences(sources, target=["ab", "b"]), min_count=1, units=[2], embedding_dim=2, unit="characters")
+    assert (texts.text.unit, texts.target_text.unit, texts.target_text.vocabulary) == ("words", "characters", [END, "b", "a"])
+    found = model.fit(data, verbose=0).history["nats_per_step"]
+    np.testing.assert_allclose(found, -wanted.numpy().sum() / 9, **CLOSE)
+    monkeypatch.setattr(Seq2Seq, "translate", lambda self, data: tf.gather(["1 2 3 12 1", "12 2 5"], data["row"]))
+    score = sacrebleu.corpus_bleu(["1 2 3 12 1", "12 2 5"], [["1 2 3 12 1", "12 2"]]).score
+    assert tfseq.evaluate(model, data)["bleu"] == pytest.approx(score) != 0.0
+
+
+def test_references_of_bleu_are_the_targets_as_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, raw = made("luong gru 1", "float32"), "犬 猫 鳥 魚 cat"
+    monkeypatch.setattr(Seq2Seq, "translate", lambda self, data: tf.constant([raw]))
+    found = tfseq.evaluate(model, Sequences(["ein"], target=[raw]))
+    assert found["bleu"] == pytest.approx(100.0)  # though a text is written with no blanks between Kanji
+    assert "references: raw targets, nrefs:1" in found["protocol"]
+    tokens = Sequences(["ein"], target=[np.array(["a", "cat", ",", "a", "dog", END])])
+    found = tfseq.evaluate(model, tokens)
+    assert found["bleu"] == pytest.approx(sacrebleu.corpus_bleu([raw], [["a cat, a dog"]]).score)
+    assert "references: targets joined from tokens, nrefs:1" in found["protocol"]
+    monkeypatch.setattr(Seq2Seq, "translate", lambda self, data: tf.constant(["a cat, a dog"]))
+    assert tfseq.evaluate(model, tokens)["bleu"] == pytest.approx(100.0)
+
+
 def test_evaluation_pools_over_tokens_and_bleu_is_sacrebleu_s() -> None:
     model = made("luong gru 1", "float32")
     data = Sequences([*X, "Katze"], target=["a dog cat", "cat a a dog", "a", "dog", "cat cat cat cat"])
@@ -354,8 +435,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(attention: str | None, same_when
     def run(epochs: int, out: Path, **more: Any) -> Any:
         keras.utils.set_random_seed(0)
         model = Seq2Seq.from_data(
-            data, embedding_dim=3, units=[3], dropout=0.2, min_count=1, attention=attention, own_tokens=0.3, token_dropout=0.1
-        )
+            data, embedding_dim=3, units=[3], dropout=0.2, min_count=1, attention=attention, own_tokens=0.8, own_tokens_warmup=4,
+            token_dropout=0.1,
+        )  # fmt: skip
         return tfseq.train(model, data, data, out=out, epochs=epochs, **settings, **more)
 
     same_when_resumed(run)

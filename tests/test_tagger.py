@@ -284,6 +284,46 @@ def test_labels_that_were_not_seen_are_named() -> None:
     np.testing.assert_allclose(log_probs(model, padding), log_probs(model, {"x": np.array([[1]]), "y": np.array([[0]])}), **CLOSE)
 
 
+def test_a_label_that_was_not_seen_is_named_with_its_sequence(listener: SequenceTagger, rng: np.random.Generator) -> None:
+    model = made("softmax", "float32")
+    train = Sequences([np.array(["on"])], y=[np.array(["O"])])
+    names = ["dev.conll, line 1", "dev.conll, line 6", "dev.conll, line 8"]
+    wrong = Sequences(
+        [np.array(row) for row in (["on", "no", "off", "on"], ["Foo"], ["on", "no", "off"])],
+        y=[np.array(["O"] * 4), np.array(["O"]), np.array(["O", "O", "B-z"])],
+        names=names,
+    )
+    runs = (model.as_batch, model.evaluate, lambda data: tfseq.train(model, train, data, epochs=1, batch_size=2, progress=False))
+    for run in runs:  # batches of the last are sorted by length
+        with pytest.raises(ValueError, match="received 'B-z' at index 2 of 'dev.conll, line 8', for 'off'"):
+            run(wrong)
+    numbers = Sequences([np.array([1, 2]), np.array([1])], y=[np.array([0, 0]), np.array([7])], names=names[:2])
+    with pytest.raises(ValueError, match="`y` must be from 0 to 4, or -1 .*received 7 at index 0 of 'dev.conll, line 6'"):
+        model.as_batch(numbers)
+    films = Sequences(["fine", "dull"], y=["pos", "so"], names=["films.tsv, line 2", "films.tsv, line 3"])
+    with pytest.raises(ValueError, match="received 'so' of 'films.tsv, line 3'"):
+        tfseq.SequenceClassifier.tiny(classes=["neg", "pos"]).as_batch(films)
+    frames = Sequences([rng.normal(size=(4, 2)).astype(np.float32)], target=["az"], names=["7_ann_3"])
+    with pytest.raises(ValueError, match="received 'z' at index 1 of '7_ann_3'"):
+        listener.as_batch(frames)
+    with pytest.raises(ValueError, match=r"seen in training.*received 'B-z' at index \(0, 2\)"):
+        model.as_batch({"x": [["on"]], "y": [["O", "O", "B-z"]]})  # longer than its x
+
+
+def test_a_symbol_of_a_target_is_always_known(listener: SequenceTagger) -> None:
+    x = np.zeros((1, 4, 2), np.float32)
+    for target in (np.array([[0, -1]]), [["a", ""]]):
+        with pytest.raises(ValueError, match=r"`target` must be from 0 to 2 .*labels alone\); received -1 at index \(0, 1\)"):
+            listener.as_batch({"x": x, "target": target})
+    batch = {"x": x, "mask": np.ones((1, 4), bool), "target": np.array([[0, -1]]), "target_mask": np.array([[True, True]])}
+    stream_of = tf.data.Dataset.from_tensors
+    with pytest.raises(ValueError, match="`target` must hold symbols that were seen in training"):
+        listener.evaluate(stream_of({**batch, "row": np.zeros(1, np.int32)}), verbose=0)
+    listener.as_batch({**batch, "target_mask": np.array([[True, False]])})  # padding
+    with pytest.raises(ValueError, match="`target` must be from 0"):
+        tfseq.Seq2Seq.tiny().as_batch({"x": [[1]], "target": np.array([[-1, 2]])})
+
+
 def test_bad_arguments_name_themselves() -> None:
     for wrong, words in (
         ({"tags": ["O"]}, "`tags` must name at least 2"),
@@ -291,6 +331,7 @@ def test_bad_arguments_name_themselves() -> None:
         ({"tags": "OB"}, "`tags` must be different"),
         ({"head": "crff"}, "`head`"),
         ({"scheme": "bioul"}, "`scheme`"),
+        ({"unit": "subwords"}, "`unit` must be 'words' or 'characters', to which a tagger's labels belong"),
     ):
         with pytest.raises(ValueError, match=words):
             SequenceTagger.tiny(**wrong)
@@ -311,6 +352,40 @@ def test_vocabulary_alphabet_and_tags_come_from_data() -> None:
     assert model.characters.size == 2 + len(set("onOnoff"))
     numbers = SequenceTagger.from_data({"x": [[1, 2], [3]], "y": [[0, 2], [-1]]}, units=[2], embedding_dim=2, characters=None)
     assert (numbers.tags, numbers.text.size, numbers.scheme) == (("0", "1", "2"), 4, None)
+    ids = SequenceTagger.from_data({"x": [[1, 2], [3]], "y": [[0, 2], [-1]]}, units=[2], embedding_dim=2)
+    assert ids.characters is None and ids.marginals([[1, 2]]).shape == (1, 2, 3)  # ids have no characters
+    pieces = Sequences(["on off", "on"])
+    with pytest.raises(ValueError, match="`min_count` must be left out with unit=.subwords.*received 3"):
+        tfseq.LanguageModel.from_data(pieces, unit="subwords", min_count=3)
+    assert tfseq.LanguageModel.text_arguments(pieces, {"unit": "subwords", "min_count": 1})["vocabulary"]
+    for settings in ({"unit": "subwords", "target_unit": "words", "min_count": 3}, {"unit": "subwords"}):
+        assert tfseq.Seq2Seq.text_arguments(pieces, settings)["vocabulary"]  # of the target, and the default
+
+
+def test_iob1_is_read_off_the_sentences() -> None:
+    words = [np.array(["on", "off", "no"]), np.array(["on", "off"])]
+    iob1 = Sequences(words, y=[np.array(["I-x", "B-x", "O"]), np.array(["O", "I-x"])])
+    settings = {"units": [2], "embedding_dim": 2, "characters": None, "head": "crf"}
+    model = SequenceTagger.from_data(iob1, **settings)
+    assert (model.scheme, SequenceTagger.from_config(model.get_config()).scheme) == ("iob1", "iob1")
+    model.check_training(model.as_batch(iob1))
+    given = SequenceTagger.from_data(iob1, **settings, scheme="bio")
+    with pytest.raises(ValueError, match="must be legal in the scheme 'bio'.*IOB1.*set scheme=.iob1.*Repair the tags"):
+        given.check_training(given.as_batch(iob1))
+    bio = Sequences(words, y=[np.array(["B-x", "I-x", ""]), np.array(["", "I-x"])])  # what follows an unknown tag may be legal
+    assert SequenceTagger.from_data(bio, **settings).scheme == "bio"
+
+
+def test_vectors_take_the_place_of_the_rows_that_were_found() -> None:
+    model = SequenceTagger.tiny(vocabulary=["on", "off", "no"], characters=None)
+    before = reference.value(model.embedding.table)
+    matrix = np.arange(12, dtype=np.float32).reshape(3, 4)
+    assert model.vectors_from(matrix, np.array([True, False, True])) is model
+    after = reference.value(model.embedding.table)
+    np.testing.assert_array_equal(after, [before[0], matrix[0], before[2], matrix[2]])
+    for shape in ((3, 5), (4, 4)):
+        with pytest.raises(ValueError, match="`matrix` must have a row for each of the 3 tokens .*`embedding_dim` = 4 columns"):
+            model.vectors_from(np.zeros(shape, np.float32), np.ones(shape[0], bool))
 
 
 # Entities and accuracy in `fit` --------------------------------------------------------------------------------------

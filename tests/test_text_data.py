@@ -64,6 +64,7 @@ def test_a_table_to_classify(tmp_path):
     data = load_dataset(path)
     assert (data.x, data.y, data.target, data.one_label) == (['a "fine" film', "no"], ["pos", "neg"], None, True)
     assert splits_of(path) == ("train",) and data.source == "the user's file mine.tsv"
+    assert load_table(write(tmp_path / "third.tsv", "text\tlabel\n\nfine\tpos\n")).names == ["third.tsv, line 3"]
     swapped = load_table(write(tmp_path / "other.tsv", 'Label\tText\npos\ta "fine" film\nneg\tno\n'))
     assert data_hash(swapped) == data_hash(data)
 

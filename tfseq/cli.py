@@ -216,14 +216,21 @@ def make_parser(command: str, epilog: str = "") -> ArgumentParser:
     )
 
 
-def add_signature(parser: Any, function: Callable, documented: Any, *, skip: Collection[str] = (), prefix: str = "") -> None:
-    """A flag for every keyword-only argument of `function`: type and default from its signature, help from a docstring."""
+def add_signature(
+    parser: Any, function: Callable, documented: Any, *, skip: Collection[str] = (), prefix: str = "", optional: bool = False
+) -> None:
+    """A flag for every keyword-only argument of `function`: type and default from its signature, help from a docstring.
+
+    `optional`: whatever the default is, the flag's is None, which says that it was not given.
+    """
     hints, texts = get_type_hints(function), argument_texts(documented)
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or name in skip:
             continue
         options: dict[str, Any] = {"nargs": "?", "const": True} if hints[name] is bool else {}
-        if parameter.default is inspect.Parameter.empty:
+        if optional:
+            hints[name] = hints[name] | None
+        elif parameter.default is inspect.Parameter.empty:
             options["required"] = True
         else:
             options["default"] = parameter.default
@@ -320,7 +327,23 @@ def _words(kind: Any) -> str:
 
 def _add_data(parser: Any, text: str, *, required: bool = False) -> None:
     parser.add_argument("--data", type=str, required=required, help=text)
+    _add_reading(parser)
+
+
+def _add_reading(parser: Any) -> None:
+    """Flags `--data_X` that say how data is read, see `_reading`: the options of labelled tokens, of which files differ most."""
+    from tfseq.data.conll import load_conll
+
     parser.add_argument("--data_dir", type=str, help="folder of already downloaded data files; TFSEQ_DATA where not given")
+    group = parser.add_argument_group("files of labelled tokens (.conll, .bio, .iob, .conllu, .json)")
+    add_signature(group, load_conll, load_conll, prefix="data_", optional=True)
+
+
+def _reading(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of flags, or of a config file, those that say how data is read, where they were given: arguments of `load_dataset`."""
+    given = {str(name): value for name, value in settings.items() if value is not None}
+    found = {name.removeprefix("data_"): value for name, value in given.items() if name.startswith("data_")}
+    return {"data_dir" if name == "dir" else name: value for name, value in found.items()}
 
 
 def _check_data(name: str, argument: str = "--data") -> str:
@@ -378,7 +401,7 @@ def data(arguments: list[str]) -> None:
         required=True,
         help=f"data set, or {_OWN_DATA}; several follow each other, so that each fits into memory, where a .txt file need not",
     )
-    parser.add_argument("--data_dir", type=str, help="folder of already downloaded data files; TFSEQ_DATA where not given")
+    _add_reading(parser)
     parser.add_argument("--split", choices=SPLITS, help="the only part to write (default: all that the data have)")
     parser.add_argument("--out", type=str, help="folder to write, for `tfseq train MODEL --data`")
     parser.add_argument("--unit", choices=["words", "characters"], help="what to cut texts into (default: characters; words, "
@@ -401,7 +424,7 @@ def data(arguments: list[str]) -> None:
     contents = {}
     for split in splits:  # all begin before one is written
         parts = [name for name in names if split in splits_of(name)]
-        contents[split] = _in_tokens(parts, split, chosen.data_dir, chosen.unit)
+        contents[split] = _in_tokens(parts, split, _reading(vars(chosen)), chosen.unit)
     for split, (about, blocks) in contents.items():
         with _working(f"Writing {split}"):
             shards = write_shards(blocks, chosen.out, split=split, num_shards=chosen.num_shards, **about)
@@ -411,7 +434,7 @@ def data(arguments: list[str]) -> None:
 
 
 def _in_tokens(
-    names: Sequence[str], split: str, data_dir: str | None, unit: str | None
+    names: Sequence[str], split: str, reading: Mapping[str, Any], unit: str | None
 ) -> tuple[dict[str, Any], Iterator[Sequences]]:
     """What `write_shards` is told of texts; and the data sets one after the other, texts cut into tokens."""
     from tfseq.data.shards import long_texts
@@ -420,7 +443,7 @@ def _in_tokens(
 
     def uncut() -> Iterator[Sequences]:
         for name in names:
-            yield from long_texts(name, split) or [load_dataset(name, split, data_dir=data_dir)]
+            yield from (set(reading) <= {"data_dir"} and long_texts(name, split)) or [load_dataset(name, split, **reading)]
 
     def cut(block: Sequences) -> Sequences:
         fields = [name for name in ("x", "target") if is_raw(getattr(block, name))]
@@ -665,8 +688,9 @@ def _train(chosen: Namespace, out: Path) -> tuple[Run, Sequences]:
     from tfseq.data import Sequences
     from tfseq.training import train
 
-    data: Any = _streamed(chosen.data, "train", chosen.data_dir)
-    validation = _streamed(chosen.data, "valid", chosen.data_dir) if "valid" in splits_of(chosen.data) else None
+    reading = _reading(vars(chosen))
+    data: Any = _streamed(chosen.data, "train", reading)
+    validation = _streamed(chosen.data, "valid", reading) if "valid" in splits_of(chosen.data) else None
     if (unit := getattr(data, "unit", "")) and chosen.model.get("unit", unit) != unit:
         raise ValueError(
             f"--model.unit must be {unit}, into which the texts of {data.name} were cut; received {chosen.model.unit}."
@@ -692,11 +716,12 @@ def _train(chosen: Namespace, out: Path) -> tuple[Run, Sequences]:
     return train(model, data, validation, out=out, **settings), seen
 
 
-def _streamed(name: str, split: str, data_dir: str | None) -> Sequences | Shards:
+def _streamed(name: str, split: str, reading: Mapping[str, Any]) -> Sequences | Shards:
     """A split of a data set; of a folder of shards, without taking it into memory."""
     from tfseq.data.shards import Shards, splits_in
 
-    return Shards(name, split) if splits_in(name) else load_dataset(name, split, data_dir=data_dir)
+    is_streamed = splits_in(name) and set(reading) <= {"data_dir"}  # of shards, all else is an error
+    return Shards(name, split) if is_streamed else load_dataset(name, split, **reading)
 
 
 def _start_from_vectors(model: Any, path: Path) -> None:
@@ -706,6 +731,12 @@ def _start_from_vectors(model: Any, path: Path) -> None:
     if model.text is None:
         raise UsageError("--vectors is for data of words; this data has numbers.")
     found = read_vectors(path, model.text.vocabulary)
+    size, wanted = found.matrix.shape[1], model.embedding.dim
+    if size != wanted:
+        raise ValueError(
+            f"{path}, line 1: vectors must have --model.embedding_dim = {wanted} numbers; received {size}. "
+            f"Set --model.embedding_dim {size}, or give another file."
+        )
     model.vectors_from(found.matrix, found.found)
     print(f"tfseq: {path} has vectors of {found.coverage:.1%} of the vocabulary.", file=sys.stderr)
 
@@ -848,14 +879,14 @@ def read_card(run: str) -> dict[str, Any]:
     return card
 
 
-def _data_of(run: str, data: str | None, data_dir: str | None) -> tuple[str, str | None]:
-    """Name and `data_dir` of the data to score: as asked for, else what the run was trained on."""
-    config = read_config(path) if (path := _run_file(run, "config.yaml")).is_file() else {}
-    data_dir = data_dir or (config.get("data_dir") if data is None else None)
-    data = data or config.get("data") or read_card(run).get("data", {}).get("name")
+def _data_of(chosen: Namespace) -> tuple[str, dict[str, Any]]:
+    """The data to score, as asked for, else what the run was trained on; and how to read it, as arguments of `load_dataset`."""
+    config = read_config(path) if (path := _run_file(chosen.run, "config.yaml")).is_file() else {}
+    reading = ({} if chosen.data else _reading(config)) | _reading(vars(chosen))
+    data = chosen.data or config.get("data") or read_card(chosen.run).get("data", {}).get("name")
     if data is None:
-        raise UsageError(f"{run} does not say what it was trained on; give --data NAME.")
-    return _check_data(data), data_dir
+        raise UsageError(f"{chosen.run} does not say what it was trained on; give --data NAME.")
+    return _check_data(data), reading
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -872,17 +903,17 @@ def evaluate(arguments: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     chosen = parse(parser, arguments)
     model = _load(chosen.run)
-    name, data_dir = _data_of(chosen.run, chosen.data, chosen.data_dir)
+    name, reading = _data_of(chosen)
     split = _split(name, chosen.split)
     if split != (chosen.split or "test"):
         print(f"tfseq: {name} has no split test; this scores train, which the model may have been fitted to.", file=sys.stderr)
-    data = load_dataset(name, split, data_dir=data_dir)
+    data = load_dataset(name, split, **reading)
     has_baselines = "train" in splits_of(name) and (
         isinstance(model, Reader)
         or bool(chosen.get("forecast_steps"))
         or (not hasattr(model, "log_partition") and is_binary(data))
     )
-    baselines_from = load_dataset(name, "train", data_dir=data_dir) if has_baselines else None
+    baselines_from = load_dataset(name, "train", **reading) if has_baselines else None
     names = inspect.signature(evaluate).parameters
     settings = {k: chosen[k] for k in names if k in chosen and k not in ("model", "data", "baselines_from")}
     with _working(f"Scoring {len(data)} sequences"), warnings.catch_warnings(record=True) as notes:
@@ -1005,7 +1036,7 @@ def predict(arguments: list[str]) -> None:
         help=f"data set, or {_OWN_DATA}; of models that read texts, also a file with a text a line (.txt), or - for such lines "
         "on standard input (default); of those trained on spoken digits also .wav",
     )
-    parser.add_argument("--data_dir", type=str, help="folder of already downloaded data files; TFSEQ_DATA where not given")
+    _add_reading(parser)
     _add_split(parser, "decode")
     parser.add_argument("--batch_size", type=int, default=20, help="sequences at once; it does not change the result")
     forms = "columns, or one JSON object a line (default: conll; json where --out ends in .json)"
@@ -1048,7 +1079,7 @@ def _decode_steps(model: SequenceModel, chosen: Namespace) -> None:
     if chosen.out is not None and Path(chosen.out).suffix.lower() != ".csv":
         raise UsageError(f"--out must end in .csv for a {type(model).__name__}; received {chosen.out!r}.")
     name = _check_data(chosen.input[0], "INPUT")
-    data = load_dataset(name, _split(name, chosen.split), data_dir=chosen.data_dir)
+    data = load_dataset(name, _split(name, chosen.split), **_reading(vars(chosen)))
     with _working(f"Decoding {len(data)} sequences"):
         found = _decode(model, data, chosen.batch_size)
     if chosen.plot is not None:
@@ -1099,22 +1130,30 @@ def _blocks(model: Reader, chosen: Namespace) -> Iterator[Sequences]:
     """The sequences of INPUT in their order, some at a time: of standard input those that are there."""
     from tfseq.data import Sequences
 
+    reading = _reading(vars(chosen))
+
     def is_recording(name: str) -> bool:
         return name not in DATASETS and Path(name).suffix.lower() == ".wav"
 
+    def check_no_options(words: str) -> None:
+        if options := set(reading) - {"data_dir"}:
+            raise UsageError(f"--data_{min(options)} is for files of labelled tokens; INPUT has {words}.")
+
     for recorded, names in itertools.groupby(chosen.input or ["-"], is_recording):
         if recorded:
+            check_no_options("recordings")
             yield _recordings(list(names), model, chosen.run)
             continue
         for name in names:
             is_data = name in DATASETS or Path(name).is_dir() or Path(name).suffix.lower() in set(FILES) - {".txt"}
             if name != "-" and is_data:
                 name = _check_data(name, "INPUT")
-                data = replace(load_dataset(name, _split(name, chosen.split), data_dir=chosen.data_dir), y=None, target=None)
+                data = replace(load_dataset(name, _split(name, chosen.split), **reading), y=None, target=None)
                 _check_read(model, name, data.x)
                 for begin in range(0, len(data), 1000):
                     yield data.take(range(begin, min(begin + 1000, len(data))))
                 continue
+            check_no_options("lines of text")
             _check_read(model, "standard input" if name == "-" else name, ["text"])
             with contextlib.nullcontext(_standard_input()) if name == "-" else open(name, "rb") as file:
                 for lines in _lines(file):
@@ -1580,15 +1619,18 @@ def _read_prefix(path: Path, model: SequenceModel, about: Mapping[str, Any]) -> 
 def export(arguments: list[str]) -> None:
     """`tfseq export`."""
     import_tensorflow()
+    from tfseq.exporting.documents import PORTABLE
     from tfseq.exporting.saved_model import export
 
+    if any(argument.partition("=")[0] == "--device" for argument in arguments):
+        raise UsageError(f"There is no flag --device, since there is nothing to choose. {PORTABLE}")
     parser = make_parser("export")
     parser.add_argument("run", type=str, help="run folder, or .keras file")
     parser.add_argument("--out", type=str, required=True, help="base folder of the served model, saved_models/NAME")
     _add_data(parser, f"data to compare and to warm up with: a data set, or {_OWN_DATA} (default: what the run was trained on)")
     add_signature(parser, export, export, skip=("card", "examples"))
     chosen = parse(parser, arguments)
-    settings = {name: value for name, value in vars(chosen).items() if name not in ("run", "out", "data", "data_dir")}
+    settings = {name: chosen[name] for name in inspect.signature(export).parameters if name in chosen and name != "out"}
     model, card = _load(chosen.run), read_card(chosen.run)
     examples = _examples(chosen)
     with _working("Writing, reloading and comparing"):
@@ -1601,8 +1643,8 @@ def export(arguments: list[str]) -> None:
 def _examples(chosen: Namespace) -> Sequences | None:
     """Data to compare an export with; None, with a message, where that of the run is not at hand."""
     try:
-        name, data_dir = _data_of(chosen.run, chosen.data, chosen.data_dir)
-        return load_dataset(name, _split(name, None), data_dir=data_dir)
+        name, reading = _data_of(chosen)
+        return load_dataset(name, _split(name, None), **reading)
     except (UsageError, ValueError, OSError, ImportError) as error:
         if chosen.data is not None:
             raise

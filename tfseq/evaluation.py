@@ -12,15 +12,18 @@ import numpy as np
 import tensorflow as tf
 
 from tfseq import checks
-from tfseq.data.batching import Sequences, stream
+from tfseq.data.batching import Sequences, epoch_batches, stream
 from tfseq.data.shards import Shards
+from tfseq.layers.text import END, Text, as_texts
 from tfseq.models.base import SequenceModel
 from tfseq.models.energy import EnergyModel
 from tfseq.models.language_model import LanguageModel
-from tfseq.models.reader import Reader
+from tfseq.models.reader import Reader, is_raw, is_text
 from tfseq.models.seq2seq import Seq2Seq
 from tfseq.models.tagger import SequenceTagger
 from tfseq.ops.scores import central_interval, crps
+
+_ROWS_CHECKED = 100  # sequences that are looked at together before they are scored
 
 LEVELS = (0.5, 0.8, 0.95)
 """Probabilities of the central intervals of forecasts whose coverage is reported."""
@@ -32,6 +35,7 @@ CONVENTIONS = {
     "bleu": "BLEU of the corpus, higher is better (see `protocol`)",
     "perplexity": "exp of the nats per token, lower is better",
     "bits_per_character": "exact -log2 p(x) / characters, lower is better",
+    "nats_per_character": "sum of -log p / characters of the texts, unknown tokens scored as such, lower is better",
     "nats_per_token": "exact: sum of -log p / number of the tokens (tags, classes) predicted, lower is better",
     "calibration_error": "expected |confidence - accuracy| over 15 bins of confidence, lower is better",
     "bound_per_step": "(b) pooled bound: sum of -ELBO / sum of steps",
@@ -95,7 +99,11 @@ def evaluate(
         `log_partition`, and where it was annealed `log_partition_low`, `log_partition_high` (three standard errors of Z),
         `log_partition_reverse`, `log_prob_reverse`, `effective_sample_size`, `converged`; `reconstruction_error` alone where
         there is no likelihood. Of models of tokens or frames `nats_per_token` and what else applies of `CONVENTIONS`;
-        `standard_error` is that of `accuracy`, and of a language model that of `nats_per_token`.
+        `standard_error` is that of `accuracy`, and of a language model that of `nats_per_token`. `nats_per_character`, of
+        language models whose data are strings, is the same sum of -log p over the characters (code points, white space too) of
+        the texts as they were given, the end of a text counted as one; of tokens, of what they are joined into. Unknown tokens
+        are scored as such, so models of other units or vocabularies compare by it only where few tokens are unknown. `bleu` is
+        that of a beam of four; its `protocol` says whether the references are the raw targets or joined from their tokens.
     """
     checks.at_least(1, num_samples=num_samples, batch_size=batch_size)
     data = data.read() if isinstance(data, Shards) else data
@@ -108,7 +116,7 @@ def evaluate(
     if forecast_steps:  # before the work of the likelihoods
         _check_forecasts(model, data, forecast_steps, forecast_samples, forecast_origins)
     if isinstance(model, Reader):
-        return _reader_figures(model, model.prepare(data), batch_size, baselines_from)
+        return _reader_figures(model, data, batch_size, baselines_from)
     lengths = data.lengths
     result: dict[str, Any] = {}
     if isinstance(model, EnergyModel):
@@ -329,8 +337,12 @@ def _draws(values: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator)
 
 
 def _reader_figures(model: Reader, data: Sequences, batch_size: int, train: Sequences | None) -> dict[str, Any]:
-    """What is to be said of a model of tokens or frames; `data` is prepared."""
+    """What is to be said of a model of tokens or frames."""
     result: dict[str, Any] = {}
+    given, data = data, model.prepare(data)
+    if data.y is not None or data.target is not None:
+        for rows in epoch_batches(data.lengths, _ROWS_CHECKED):  # a stream could not say which sequence has an unknown label
+            model.as_batch(data.take(rows))
     wanted = "target" if isinstance(model, Seq2Seq) or getattr(model, "head", "") == "ctc" else "y"
     if not isinstance(model, LanguageModel) and getattr(data, wanted) is None:
         raise ValueError(
@@ -338,13 +350,18 @@ def _reader_figures(model: Reader, data: Sequences, batch_size: int, train: Sequ
             f"{data.name!r} has none."
         )
     if isinstance(model, LanguageModel):
-        log_prob, lengths = np.zeros(len(data)), data.lengths
+        log_prob, lengths, of_text, num_characters = np.zeros(len(data)), data.lengths, is_text(given.x), 0
         for batch in stream(data if model.conditional else replace(data, y=None), batch_size):
             log_prob[batch["row"].numpy()] = np.asarray(model.log_prob(batch))
+            if of_text:
+                num_characters += int(tf.reduce_sum(tf.strings.length(_texts(model.text, given.x, batch, "x"), "UTF8_CHAR")))
+                num_characters += int(tf.math.count_nonzero(batch["mask"] & (batch["x"] == END)))
         nats, error = _per_step(-log_prob, lengths)
         result |= {"nats_per_token": nats, "standard_error": error, "perplexity": float(np.exp(nats))}
         if model.text.unit == "characters":
             result["bits_per_character"] = nats / float(np.log(2.0))
+        if of_text:
+            result["nats_per_character"] = float(-log_prob.sum() / num_characters)
         if train is not None:
             result["baselines"] = {"unigram": _unigram(model, model.prepare(train), data)}
         return result | {"num_sequences": len(data), "num_steps": int(lengths.sum())}
@@ -355,7 +372,7 @@ def _reader_figures(model: Reader, data: Sequences, batch_size: int, train: Sequ
     result |= {name: value for name, value in found.items() if name != "loss"}
     if isinstance(model, Seq2Seq):
         result["perplexity"] = float(np.exp(result["nats_per_token"]))
-        result |= _bleu(model, data, batch_size)
+        result |= _bleu(model, data, given.target, batch_size)
     elif not isinstance(model, SequenceTagger) or model.head != "ctc":
         right, confidence, rows = _judged(model, data, batch_size)
         per_row = np.bincount(rows, minlength=len(data)).astype(float)
@@ -402,8 +419,16 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, num_bins: int =
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def _bleu(model: Seq2Seq, data: Sequences, batch_size: int) -> dict[str, Any]:
-    """BLEU of the translations against the targets, both joined from tokens by the model's own rules."""
+def _texts(text: Text, given: Any, batch: dict[str, tf.Tensor], name: str) -> tf.Tensor:
+    """The texts `[B]` of a batch's entry: of raw ones `given` they are these, of tokens or ids what they are joined into."""
+    if is_raw(given):
+        return as_texts([given[row] for row in batch["row"].numpy()], name)
+    tokens = batch[name] if batch[name].dtype == tf.string else text.to_tokens(batch[name])
+    return text.join(tokens, batch["mask" if name == "x" else f"{name}_mask"] & (tokens != END))
+
+
+def _bleu(model: Seq2Seq, data: Sequences, given: Any, batch_size: int) -> dict[str, Any]:
+    """BLEU of the translations, joined by the model's own rules, against the raw targets `given`, or these joined alike."""
     try:
         import sacrebleu
     except ImportError:
@@ -412,13 +437,14 @@ def _bleu(model: Seq2Seq, data: Sequences, batch_size: int) -> dict[str, Any]:
     wanted = list(said)
     text = model.target_text
     for batch in stream(data, batch_size):
-        checked = model.as_batch(batch)
         answers = model.translate({k: v for k, v in batch.items() if not k.startswith("target")}).numpy()
-        target, mask = batch["target"], checked["target_mask"] & (checked["target"] != model.end)
-        for row, answer, truth in zip(batch["row"].numpy(), answers, text.join(target, mask).numpy(), strict=True):
-            said[row], wanted[row] = answer.decode(), truth.decode()
+        truths = _texts(text, given, batch, "target").numpy()
+        for row, answer, truth in zip(batch["row"].numpy(), answers, truths, strict=True):
+            said[row], wanted[row] = answer.decode(), truth.decode("utf-8", "replace")
     metric = sacrebleu.BLEU(lowercase=text.lowercase)
-    return {"bleu": metric.corpus_score(said, [wanted]).score, "protocol": f"beam of 4, {metric.get_signature()}"}
+    score = metric.corpus_score(said, [wanted]).score  # before the signature, which counts the references
+    references = "raw targets" if is_raw(given) else "targets joined from tokens"
+    return {"bleu": score, "protocol": f"beam of 4, references: {references}, {metric.get_signature()}"}
 
 
 def _unigram(model: LanguageModel, train: Sequences, test: Sequences) -> float:

@@ -3,11 +3,12 @@
 Load: 200 clients, each with one request after the other on a connection of its own, ask a tagger (BiLSTM 2 x 200, sentences of
 5 to 40 words) and a language model (LSTM 2 x 512, log-probability of texts of 20 to 100 characters), untrained; the server runs
 with batching and, in the same run, without. Printed: requests a second, median and 99 % quantile of the latency, the server's
-processor time a request, answers that
-are equal byte by byte, that are equal up to rounding (1e-5), and that are wrong or missing.
+processor time a request, answers that are equal byte by byte, that are equal up to rounding (1e-5), and that are wrong.
 
-Streams: `init_state` and `step` or `filter_step` of the language model, a hidden Markov model (16 states) and a deep Markov
-model (a particle filter), 1000 streams in turns over 200 connections, each beside the same stream alone.
+Streams: `init_state` and `step` or `filter_step` of the language model, a hidden Markov model (16 states), a deep Markov model
+and a variational RNN (particle filters), 1000 streams in turns over 200 connections, each beside the same stream alone.
+
+An answer that is wrong or missing, and batching that answers no more requests a second than the server without, end it with 1.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -138,13 +139,17 @@ class Tally:
         """Of the latencies, seconds."""
         return sorted(self.seconds)[min(int(share * len(self.seconds)), len(self.seconds) - 1)] if self.seconds else float("nan")
 
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        return len(self.seconds) / self.elapsed
+
     def __str__(self) -> str:
-        rate = len(self.seconds) / self.elapsed
-        each = 1e3 * self.processor / len(self.seconds)
+        each = 1e3 * self.processor / max(len(self.seconds), 1)
         times = f"{1e3 * self.quantile(0.5):9.1f}{1e3 * self.quantile(0.99):9.1f}" + (
             f"{each:9.2f}" if each == each else f"{'':9s}"
         )
-        return f"{len(self.seconds):9d}{rate:9.0f}{times}{self.exact:9d}{self.rounded:9d}{len(self.wrong):7d}"
+        return f"{len(self.seconds):9d}{self.rate:9.0f}{times}{self.exact:9d}{self.rounded:9d}{len(self.wrong):7d}"
 
 
 HEADER = f"{'requests':>9s}{'/s':>9s}{'p50 ms':>9s}{'p99 ms':>9s}{'CPU ms':>9s}{'equal':>9s}{'rounded':>9s}{'wrong':>7s}"
@@ -255,7 +260,12 @@ def run(
     steps: int = 10,
     folder: str | None = None,
 ) -> None:
-    """Prints the tables."""
+    """Prints the tables.
+
+    Raises:
+        SystemExit: an answer was wrong or missing, or batching does not pay.
+    """
+    tallies: dict[str, Tally] = {}
     with contextlib.ExitStack() as stack:
         kept = Path(folder or stack.enter_context(tempfile.TemporaryDirectory()))
         for model in _FULL:
@@ -266,16 +276,30 @@ def run(
             f"{clients} clients for {seconds:g} s, {threads} thread(s) a graph of {os.cpu_count()}, load {os.getloadavg()[0]:.1f}"
         )
         print(f"{'':40s}{HEADER}")
-        for _ in range(rounds):
+        for number in range(1, rounds + 1):
             for kind, flags in (("batched", ()), ("unbatched", ("--max-batch-size", "1"))):
                 with serving(kept, threads, *flags) as (url, used):
                     for model, what in SIGNATURES.items():
                         before = used()
                         tally = asyncio.run(load(url, model, requests_of(model), clients, seconds))
                         tally.processor = used() - before
+                        tallies[f"{model}, round {number}, {kind}"] = tally
                         print(f"{model + ', ' + what + ', ' + kind:40s}{tally}", *tally.wrong[:1], flush=True)
         print(f"\n{num_streams} streams of {steps} steps in turns")
         with serving(kept, threads) as (url, used):
             for model, signature in STREAMS.items():
-                tally = asyncio.run(streams(url, model, num_streams, steps))
+                tallies[f"{model}, {signature}"] = tally = asyncio.run(streams(url, model, num_streams, steps))
                 print(f"{model + ', ' + signature:40s}{tally}", *tally.wrong[:1], flush=True)
+    if found := problems(tallies):
+        raise SystemExit("\n".join(["", *found]))
+
+
+def problems(tallies: Mapping[str, Tally]) -> list[str]:
+    """What is wrong with loads and streams, by their names; `..., batched` is compared with `..., unbatched`."""
+    found = [f"{name}: {len(t.wrong)} wrong answers, first {t.wrong[0]}" for name, t in tallies.items() if t.wrong]
+    found += [f"{name}: no answers" for name, t in tallies.items() if not t.seconds]
+    for name, tally in tallies.items():
+        other = tallies.get(name.removesuffix(", batched") + ", unbatched")
+        if other is not None and not tally.rate > other.rate:
+            found.append(f"{name}: batching does not pay, {tally.rate:.0f} requests a second instead of {other.rate:.0f}")
+    return found

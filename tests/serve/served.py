@@ -126,6 +126,12 @@ class Local(tf.Module):
         """A number of each seed."""
         return {"u": tf.map_fn(lambda s: tf.random.stateless_uniform([], s), seed, fn_output_signature=tf.float32)}
 
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "v"), tf.TensorSpec([None], tf.int32, "num_sweeps")])
+    def sweep(self, v: tf.Tensor, num_sweeps: tf.Tensor) -> dict[str, tf.Tensor]:
+        """v + 1, as often as each row says, and the most of the batch, which the others wait for."""
+        most = tf.reduce_max(num_sweeps)
+        return {"v": v + tf.cast(num_sweeps, tf.float32), "most": tf.fill(tf.shape(v), most)}
+
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, "num_steps")])
     def slow(self, num_steps: tf.Tensor) -> dict[str, tf.Tensor]:
         """A loop of ten microseconds or so a step."""

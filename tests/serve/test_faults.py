@@ -17,10 +17,11 @@ import served
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc, regression_pb2
 
+from tfseq.serve.servable import Servable
 from tfseq.serve.service import Limits
 
 PREDICT = "/v1/models/local:predict"
-LIMITS = Limits(body=1 << 16, rows=8, length=20_000_000, seconds=1.0)
+LIMITS = Limits(body=1 << 16, rows=8, length=20_000_000, row_steps=20_000_000, seconds=1.0)
 
 
 def alive(url: str) -> bool:
@@ -56,6 +57,8 @@ def limited(local_model: Path) -> Any:
         (b'{"instances": ["' + b"a" * (1 << 16) + b'"]}', 413, "larger than 65536 bytes"),
         (b'{"instances": ' + json.dumps(["a"] * 9).encode() + b"}", 400, "9 rows; a request may have 8"),
         (b'{"signature_name": "slow", "instances": [20000001]}', 400, "20000000 is allowed"),
+        (b'{"signature_name": "sweep", "inputs": {"v": [0], "num_sweeps": [20000001]}}', 400, "20000000 is allowed"),
+        (b'{"signature_name": "count", "instances": [1, 10000001]}', 400, "2 rows of 10000001 steps, 20000002 in all"),
         (b'{"signature_name": "slow", "instances": [20000000]}', 504, "No answer within 1 seconds"),
     ],
 )
@@ -110,6 +113,40 @@ def test_a_client_that_goes_away_is_no_trouble(limited: Any, part: bytes) -> Non
     body = b'{"signature_name": "slow", "instances": [2000]}'
     raw(limited.url, f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body).close()
     assert alive(limited.url)
+
+
+def test_a_request_whose_client_has_gone_is_dropped_before_it_runs(local_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, original = [], Servable.__call__
+    busy, free = threading.Event(), threading.Event()
+
+    def call(servable: Servable, signature: Any, inputs: Any, seconds: float) -> Any:
+        seen.append(inputs["num_steps"].tolist())
+        busy.set()
+        free.wait(30)
+        return original(servable, signature, inputs, seconds)
+
+    def body(steps: int) -> bytes:
+        return json.dumps({"signature_name": "count", "instances": [steps]}).encode()
+
+    def until(condition: Any) -> bool:
+        return any(condition() or time.sleep(0.01) for _ in range(1000))
+
+    with served.running(local_model.parents[1], num_threads=1) as server, ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(Servable, "__call__", call)
+        batcher = server.service._batcher
+        first = pool.submit(served.call, server.url, PREDICT, body(1))
+        try:
+            assert busy.wait(30)  # the only thread
+            head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body(2))}\r\n\r\n".encode()
+            raw(server.url, head + body(2)[:5]).close()  # gone in the middle
+            with raw(server.url, head + body(2)):
+                assert until(lambda: batcher.waiting == 1)
+            assert until(lambda: b'code="CANCELLED",model="local"' in server.service.metrics.page())
+        finally:
+            free.set()
+        assert first.result()[0] == 200
+        assert served.call(server.url, PREDICT, body(3))[0] == 200
+        assert seen == [[1], [3]] and batcher.waiting == 0
 
 
 @pytest.mark.parametrize(

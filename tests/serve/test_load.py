@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -79,6 +80,36 @@ def test_the_tally_sees_a_wrong_answer(benchmark: Any) -> None:
     tally.add(0.1, 200, b'{"predictions": [0.6]}', b'{"predictions": [0.5]}')
     tally.add(0.1, 500, b"", b"")
     assert (tally.exact, tally.rounded, len(tally.wrong)) == (1, 1, 2)
+
+
+def test_wrong_and_missing_answers_and_batching_that_does_not_pay_are_problems(benchmark: Any) -> None:
+    fast, slow = (benchmark.Tally(seconds=[0.1] * n, exact=n, elapsed=1.0) for n in (20, 10))
+    assert benchmark.problems({"lm, batched": fast, "lm, unbatched": slow, "lm, step": slow}) == []
+    wrong, none = benchmark.Tally(seconds=[0.1], wrong=["500 b''"], elapsed=1.0), benchmark.Tally(elapsed=1.0)
+    found = benchmark.problems({"lm, batched": slow, "lm, unbatched": fast, "lm, step": wrong, "hmm, step": none})
+    assert found == [
+        "lm, step: 1 wrong answers, first 500 b''",
+        "hmm, step: no answers",
+        "lm, batched: batching does not pay, 10 requests a second instead of 20",
+    ]
+
+
+def test_a_benchmark_with_problems_ends_with_an_error(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in benchmark._FULL:
+        (tmp_path / name).mkdir()  # nothing to export
+
+    async def answered(*_: Any) -> Any:
+        return benchmark.Tally(seconds=[0.1], wrong=["500 b''"], elapsed=1.0)
+
+    monkeypatch.setattr(benchmark, "serving", lambda *_: contextlib.nullcontext(("", lambda: 0.0)))
+    monkeypatch.setattr(benchmark, "load", answered)
+    monkeypatch.setattr(benchmark, "streams", answered)
+    with pytest.raises(SystemExit) as caught:
+        benchmark.run(1, rounds=1, folder=str(tmp_path))
+    assert "tagger, round 1, batched: 1 wrong answers" in str(caught.value) and "does not pay" in str(caught.value)
+    assert "tagger, tags and scores, batched" in capsys.readouterr().out
 
 
 def test_the_command_serves_until_it_is_told_to_stop(local_model: Path) -> None:

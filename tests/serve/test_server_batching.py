@@ -135,6 +135,34 @@ def test_sequences_of_like_length_are_padded_together(local_model: Path, monkeyp
     assert seen == [(1, 3), (2, 9), (2, 2)]
 
 
+def test_a_long_request_holds_up_no_short_ones(local_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local, seen = Servable(local_model), []
+    local.batching = BatchingParameters(pad_variable_length_inputs=True)
+    original = Servable.__call__
+
+    def spy(servable: Servable, signature: Any, inputs: Any, seconds: float) -> Any:
+        seen.append(next(inputs[name].shape for name in ("x", "text", "v") if name in inputs))
+        return original(servable, signature, inputs, seconds)
+
+    monkeypatch.setattr(Servable, "__call__", spy)
+    rows = [np.ones([1, n]) for n in (10, 5000, 31, 40, 20, 4100, 63)]  # the first goes at once
+    together(local, "total", [{"x": x, "weight": x, "lengths": [x.shape[1]]} for x in rows])
+    assert seen == [(1, 10), (2, 5000), (2, 31), (2, 63)]
+    seen.clear()
+    sweeps = [{"v": [1.0], "num_sweeps": [n]} for n in (5, 5, 60_000, 5)]
+    answers, _ = together(local, "sweep", sweeps, row_multiple=1)
+    assert seen == [(1,), (2,), (1,)] and [a["most"].item() for a in answers] == [5, 5, 60_000, 5]
+    seen.clear()
+    together(local, "", [{"text": [b"a" * n]} for n in (10, 10, 60_000, 10)])
+    assert seen == [(1,), (2,), (1,)]
+
+
+def test_a_batch_has_no_more_rows_than_their_steps_allow(local: Servable) -> None:
+    requests = [{"num_steps": [n]} for n in (50, 50, 50, 50, 1)]
+    assert together(local, "count", requests, max_row_steps=100, row_multiple=1)[1] == [1, 2, 1, 1]
+    assert together(local, "count", requests, max_row_steps=100)[1] == [1, 3, 1]  # the fillers of 16 rows take it anyhow
+
+
 def test_an_error_meets_only_who_caused_it(contract: Servable) -> None:
     requests = [{"x": [n]} for n in (1.0, 4.0, -1.0, 9.0)]
     answers, _ = together(contract, "positive", requests)
@@ -163,6 +191,9 @@ def test_a_version_sets_its_own_sizes(contract_folder: Path, monkeypatch: pytest
     answers, calls = together(servable, "", [{"x": [n]} for n in (1.0, 2.0, 3.0, 4.0)])
     assert (calls, seen) == ([2, 2], [4, 4])
     assert [a["y"].item() for a in answers] == [2.5, 3.0, 3.5, 4.0]
+    requests = [{"x": [n]} for n in (1.0, 2.0, 3.0, 4.0)]
+    assert together(servable, "", requests, batch_timeout=0.0)[1] == [1, 2, 1]  # what the server is told goes first
+    assert together(servable, "", requests, max_rows=3)[1] == [3, 1]
 
 
 def test_requests_that_nobody_waits_for_are_dropped_and_a_full_queue_says_so(contract: Servable) -> None:

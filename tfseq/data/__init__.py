@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -131,7 +132,7 @@ FILES: dict[str, Entry] = {
     **dict.fromkeys((".fasta", ".fa", ".fsa"), _FASTA),
     ".wav": _RECORDINGS,
 }
-"""Suffix of the user's own files -> their loader, called as `loader(path, split)`, and the splits that one file has."""
+"""Suffix of the user's own files -> their loader, called as `loader(path, split, **options)`, and the splits one file has."""
 
 
 def _own(name: str | Path) -> Entry | None:
@@ -183,7 +184,7 @@ def splits_of(name: str | Path) -> tuple[str, ...]:
     )
 
 
-def load_dataset(name: str | Path, split: str = "train", *, data_dir: str | Path | None = None) -> Sequences:
+def load_dataset(name: str | Path, split: str = "train", *, data_dir: str | Path | None = None, **options: Any) -> Sequences:
     """One split of a data set, as plain arrays.
 
     Args:
@@ -199,12 +200,13 @@ def load_dataset(name: str | Path, split: str = "train", *, data_dir: str | Path
         split: `"train"`, `"valid"` or `"test"`; not all data has all of them (see `splits_of`).
         data_dir: folder of already downloaded files; the environment variable `TFSEQ_DATA` where not given. Files not
             found there are downloaded into the cache folder and checked.
+        **options: keyword-only arguments of the loader, such as `illegal="repair"` of `tfseq.data.conll.load_conll`.
 
     Returns:
         The sequences, with `name` and `split` filled in.
 
     Raises:
-        ValueError: the name or the split is unknown, or a file is not the one expected.
+        ValueError: the name, the split or an option is unknown, or a file is not the one expected.
         FileNotFoundError: a file is neither in `data_dir` nor could be downloaded.
     """
     choice("split", split, SPLITS)
@@ -213,12 +215,25 @@ def load_dataset(name: str | Path, split: str = "train", *, data_dir: str | Path
         raise ValueError(f"`split` must be one that {name} has, which are: {', '.join(splits)}; received {split!r}.")
     if data_dir is None:
         data_dir = os.environ.get("TFSEQ_DATA") or None
-    entry = DATASETS.get(str(name))
-    if entry is not None:
-        sequences = entry.resolve()(split, data_dir=None if data_dir is None else Path(data_dir), **entry.options)
-        return replace(sequences, name=str(name), split=split)
-    own = _own(name) or _FOLDER  # there is one, or `splits_of` had raised
-    return own.resolve()(Path(name), split)
+    entry = DATASETS.get(str(name)) or _own(name) or _FOLDER  # there is one, or `splits_of` had raised
+    loader = entry.resolve()
+    _check_options(name, loader, entry.options, options)
+    if str(name) not in DATASETS:
+        return loader(Path(name), split, **options)
+    sequences = loader(split, data_dir=None if data_dir is None else Path(data_dir), **entry.options, **options)
+    return replace(sequences, name=str(name), split=split)
+
+
+def _check_options(name: str | Path, loader: Callable[..., Sequences], fixed: Collection[str], options: Collection[str]) -> None:
+    """Raises where a loader has no such option, or the data set's name says it already."""
+    parameters = inspect.signature(loader).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "data_dir" and p.name not in fixed]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"`{option}` (--data_{option}) must be an option of how {name} is read, of which there are: "
+                f"{', '.join(known) or 'none'}.{nearest(option, known)} Is this data of another kind?"
+            )
 
 
 def data_hash(sequences: Sequences | Shards) -> str:

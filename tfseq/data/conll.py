@@ -126,13 +126,14 @@ def load_conll(
     Args:
         path: the file, which has only the split `"train"`; or a folder with `train`, `valid`, `test` and a suffix above.
         split: `"train"`, `"valid"` or `"test"`.
-        token_column: the tokens' place in a line, from 0; -1 is the last. Not for `.conllu` and `.json`.
-        label_column: the labels' place, the last where not given; in `.conllu` a name, `"upos"` where not given.
+        token_column: the tokens' place in a line, 0, the first, where not given; -1 is the last. Not for `.conllu` and `.json`.
+        label_column: the labels' place, the last where not given; in `.conllu` a name, `"upos"` where not given. Not for `.json`.
         illegal: of labels that are spans in BIO, IOB1 or BIOES, what becomes of a sequence that is illegal (I- after O in BIO):
-            an error; or it is repaired, as conlleval reads it; or kept.
+            an error, where not given; or it is repaired, as conlleval reads it; or kept.
 
     Returns:
-        Tokens `[T_i]` str and labels `[T_i]` str, "" where not known.
+        Tokens `[T_i]` str and labels `[T_i]` str, "" where not known. A sentence is called by its `sent_id`, or by the file and
+        the line of its first token.
 
     Raises:
         ValueError: no file for the split, or a file that is not as above; the line is named.
@@ -140,6 +141,9 @@ def load_conll(
     file, name = own_file(path, split, SUFFIXES)
     choice("illegal", illegal, _ILLEGAL)
     suffix = file.suffix.lower()
+    not_read = {"token_column": token_column != 0, "label_column": suffix == ".json" and label_column is not None}
+    if suffix in (".conllu", ".json") and (given := [argument for argument, is_given in not_read.items() if is_given]):
+        raise ValueError(f"`{given[0]}` must be left out for a {suffix} file, which has its own places; received it for {file}.")
     if suffix == ".json":
         sentences = _read_spans(file, list(enumerate(_json_items(file))))
     elif suffix == ".conllu":
@@ -204,13 +208,12 @@ def _fields(path: Path, sentences: list[_Sentence], illegal: str) -> dict[str, A
             raise ValueError(
                 f"{path}, {sentences[i].places[bad[0]]}: in the scheme {scheme!r}, {tags[bad[0]]!r} may not stand {before}"
                 f"{', or not at the end' if bad[0] == len(tags) - 1 and scheme == 'bioes' else ''}. "
-                'Is an empty line missing, or a tag wrong? illegal="repair" reads it as conlleval does.'
+                'Is an empty line missing, or a tag wrong? illegal="repair" (--data_illegal repair) reads it as conlleval does.'
             )
-    names = [sentence.name for sentence in sentences]
     return {
         "x": [np.array(sentence.tokens, np.str_) for sentence in sentences],
         "y": [np.array(tags, np.str_) for tags in labels],
-        "names": names if any(names) else (),
+        "names": [sentence.name or f"{path.name}, {sentence.places[0]}" for sentence in sentences],
     }
 
 

@@ -161,7 +161,7 @@ def load_table(path: str | Path, split: str = "train") -> Sequences:
             f"received {header[:50]!r}. Is the header missing?"
         )
     first, second, field = kinds[tuple(sorted(columns))]
-    x, other = [], []
+    x, other, names = [], [], []
     for number, line in enumerate(lines, 2):
         if not line.strip():
             continue
@@ -175,9 +175,10 @@ def load_table(path: str | Path, split: str = "train") -> Sequences:
             raise ValueError(f"{file}, line {number}: {columns[cells.index('')]} is missing; received {line[:50]!r}.")
         x.append(cells[columns.index(first)])
         other.append(cells[columns.index(second)])
+        names.append(f"{file.name}, line {number}")
     if not x:
         raise ValueError(f"{file} must have a line for each text after its header; it has none.")
-    fields: dict[str, Any] = {field: other}
+    fields: dict[str, Any] = {field: other, "names": names}
     return Sequences(x, **fields, name=name, split=split, step=STEP, source=f"the user's file {file.name}")
 
 

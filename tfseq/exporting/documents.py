@@ -14,11 +14,13 @@ from tfseq.files import replace_file
 
 BATCHING = """\
 # Read with --enable_batching --enable_per_model_batching_parameters; num_batch_threads: the cores of the server.
+# TF Serving refuses a request of more rows than max_batch_size.
+# `tfseq serve` reads neither max_enqueued_batches nor num_batch_threads.
 max_batch_size { value: 32 }
 batch_timeout_micros { value: 2000 }
 max_enqueued_batches { value: 1000 }
 num_batch_threads { value: 4 }
-# Padding never changes a row: every signature is told its lengths.
+# Padding never changes a real step: every signature is told its lengths. Answers of an open size come as long as the longest.
 pad_variable_length_inputs: true
 """
 

@@ -298,6 +298,7 @@ class RecurrentStack(keras.layers.Layer):
         seed: tf.Tensor | None = None,
         common_seed: tf.Tensor | None = None,
         memory_gradient: bool = True,
+        raw: bool = False,
     ) -> tuple[tf.Tensor, State]:
         """Runs over x `[T, B, D]` with mask `[T, B]` -> (outputs `[T, B, F]`, final state).
 
@@ -306,6 +307,7 @@ class RecurrentStack(keras.layers.Layer):
             seed: `[B, 2]`, decides what is dropped in training; None drops nothing.
             common_seed: `[1, 2]`, decides what weight drop drops, which all rows share.
             memory_gradient: as of `Recurrent.call`.
+            raw: leave the last output as it is; `dropped` makes of it what it is otherwise.
         """
         keep = tf.ones(tf.shape(x)[:2], tf.bool) if mask is None else mask  # Keras fills in a mask of None, by its name
         if self.residual or self.norms:  # what goes past a layer, or is normalised, must be finite where it is padded
@@ -323,9 +325,13 @@ class RecurrentStack(keras.layers.Layer):
             y = found[0][0] if len(row) == 1 else tf.concat([output for output, _ in found], -1)
             x = self._after(x, y)
             final.append(tuple(state for _, state in found))
-        if seed is not None and self.dropout:
-            x = locked_dropout(x, self.dropout, seed, SALT + 8 * len(self.layers))
-        return x, final
+        return x if raw else self.dropped(x, seed), final
+
+    def dropped(self, x: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
+        """The last layer's output `[T, B, F]` as it goes on in training, for row seeds `[B, 2]`; None drops nothing."""
+        if seed is None or not self.dropout:
+            return x
+        return locked_dropout(x, self.dropout, seed, SALT + 8 * len(self.layers))
 
     def _noise(self, layer: Recurrent, seed: Any, common_seed: Any, num_steps: tf.Tensor, salt: int) -> dict[str, Any]:
         """What is dropped in a layer in training."""

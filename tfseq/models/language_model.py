@@ -10,6 +10,7 @@ embedding, entries of the recurrent kernels, large and quickly changing activati
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
@@ -23,7 +24,7 @@ from tfseq.layers.embedding import TokenEmbedding
 from tfseq.layers.recurrent import Cell, RecurrentStack, State
 from tfseq.layers.text import END, Unit, append_end, as_texts, with_end
 from tfseq.models.base import FROM_DATA, Batch, Endpoint, Terms, graph
-from tfseq.models.reader import Reader, classes_of
+from tfseq.models.reader import Reader, classes_of, ended, is_text, with_end_id
 from tfseq.ops import decoding, random
 from tfseq.ops.decoding import Choice, Generated
 from tfseq.ops.linear import project
@@ -49,7 +50,7 @@ class LanguageModel(Reader):
         vocabulary: the tokens that can be predicted; all others are one, the unknown.
         classes: names of classes that texts may be generated from.
         ends: whether a text ends with a token that says so, which the model predicts: where the data are several texts.
-        unit: what a token is.
+        unit: what a token is; `"words"` where the data are ids, which are written as numbers.
         lowercase: read and write lower case.
         min_count: how often a token must stand in the training data; read by `from_data`.
         max_vocabulary: number of tokens at most, the most frequent; read by `from_data`.
@@ -63,12 +64,13 @@ class LanguageModel(Reader):
         weight_drop: share of the recurrent kernels' entries dropped in training.
         embedding_dropout: share of the embedding's rows dropped in training.
         zoneout: share of the state's units that stay as they were.
-        activation_penalty: weight of the mean square of the last layer's output (alpha of Merity et al.).
-        slowness_penalty: weight of the mean square of its change from step to step (beta).
+        activation_penalty: weight of the mean square of the last layer's output as dropped (alpha of Merity et al., sec. 4.6).
+        slowness_penalty: weight of the mean square of its change from step to step, before it is dropped (beta).
         residual: add a layer's input to its output where they have one size.
         layer_norm: normalise each layer's input.
         window: steps of a window in `tfseq.train`, which then carries the state from window to window; None trains on whole
-            texts, one a row. Inside a window the state goes on where another text begins, and the boundary alone says so.
+            texts, one a row. Inside a window the state goes on where another text begins, and the boundary alone says so. With
+            `conditional` it is None whatever is given, since a class is that of a whole text.
     """
 
     def __init__(
@@ -140,30 +142,49 @@ class LanguageModel(Reader):
 
     @classmethod
     def from_data(cls, dataset: Any, **hyperparameters: Any) -> Self:
-        """A language model whose vocabulary is that of a data set of texts (or token arrays) x; with `conditional`, its y too."""
+        """A language model whose vocabulary is that of a data set of texts (or token arrays) x; with `conditional`, its y too.
+
+        Of ids 1 .. K the vocabulary is their numbers, so that prompts and answers are numbers with blanks between, and the end,
+        if any, is the id K + 1; each row gets one, as texts do.
+        """
         data = cls.as_dataset(dataset)
         found = cls.text_arguments(data, hyperparameters)
         if "vocabulary" not in found:
             raise ValueError("`dataset` must hold texts, tokens or ids for a language model; received real-valued frames.")
         ends = hyperparameters.get("ends", len(data.x) > 1)
-        if ends and END not in found["vocabulary"]:
-            found["vocabulary"] = [END, *found["vocabulary"]]
+        of_ids = not is_text(data.x)
+        if ends and END not in found["vocabulary"]:  # after ids, which are places in the vocabulary already
+            found["vocabulary"] = [*found["vocabulary"], END] if of_ids else [END, *found["vocabulary"]]
         if hyperparameters.get("conditional"):
             if getattr(data, "y", None) is None:
                 raise ValueError("`dataset` must have `y`, a label for each text, with conditional=True; received none.")
             found["classes"] = classes_of(data.y)
-        return cls(**{**found, "ends": ends, **hyperparameters})
+        return cls(**{**found, "ends": ends, **hyperparameters, **({"unit": "words"} if of_ids else {})})
 
     @classmethod
     def tiny(cls, **hyperparameters: Any) -> Self:
         settings = {"vocabulary": ["a", "b"], "embedding_dim": 4, "units": [5], "dropout": 0.1}
         return cls(**{**settings, **hyperparameters})
 
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "window": self.window}
+
     def batch_spec(self) -> dict[str, tf.TensorSpec]:
         spec = {**super().batch_spec(), "fresh": tf.TensorSpec([None, None], tf.bool)}
         return spec | ({"y": tf.TensorSpec([None], tf.int32)} if self.conditional else {})
 
     optional = Reader.optional | {"fresh"}
+
+    def prepare(self, data: Any) -> Any:
+        """As of `Reader`; rows of ids too get the end token, where the model has one."""
+        if not self.conditional and data.y is not None:  # of no use, and labels of steps would be too few
+            data = dataclasses.replace(data, y=None)
+        data = super().prepare(data)
+        return dataclasses.replace(data, x=with_end_id("x", data.x, self.end)) if self.ends else data
+
+    def as_batch(self, data: Any) -> Batch:
+        """As of `Reader`; a list of rows of ids gets the end token as texts do, an array `[B, T]` is taken as it is."""
+        return super().as_batch(ended(data, "x", self.end))
 
     def cut(self, name: str, items: Any) -> list[np.ndarray]:
         """As of `Reader`; each text with the end token, where the model has one."""
@@ -183,14 +204,14 @@ class LanguageModel(Reader):
     def _hidden(
         self, previous: tf.Tensor, mask: tf.Tensor, state: State | None, classes: tf.Tensor | None, training: bool, seed: Any
     ) -> tuple[tf.Tensor, State]:
-        """From the token before each step `[B, T]`, the stack's outputs `[T, B, F]` and final state."""
+        """From the token before each step `[B, T]`, the stack's outputs `[T, B, F]`, none dropped, and final state."""
         common = self.common_seed() if training else None
         seed = seed if training else None
         vectors = self.read({"x": previous}, seed, common)
         if self.class_embedding is not None:
             labels = tf.zeros_like(previous[:, 0]) if classes is None else classes + 1
             vectors += self.class_embedding(labels[None])
-        return self.stack(vectors, tf.transpose(mask), state, seed=seed, common_seed=common, memory_gradient=False)
+        return self.stack(vectors, tf.transpose(mask), state, seed=seed, common_seed=common, memory_gradient=False, raw=True)
 
     def scores(self, hidden: tf.Tensor) -> tf.Tensor:
         """Scores of the next token `[..., V]` from the stack's output `[..., F]`."""
@@ -213,7 +234,8 @@ class LanguageModel(Reader):
         previous = tf.concat([before[:, None], x[:, :-1]], 1)
         if "fresh" in batch:
             previous = tf.where(batch["fresh"], self.boundary, previous)
-        hidden, final = self._hidden(previous, mask, state, batch.get("y"), training, batch["seed"])
+        raw, final = self._hidden(previous, mask, state, batch.get("y"), training, batch["seed"])
+        hidden = self.stack.dropped(raw, batch["seed"] if training else None)
         log_lik = fill(self._log_probs(hidden, x), mask)
         if "fresh" in batch:
             lengths = mask_to_lengths(mask)
@@ -225,7 +247,7 @@ class LanguageModel(Reader):
         objective = None
         if training and (self.activation_penalty or self.slowness_penalty):
             penalty = self.activation_penalty * tf.reduce_mean(tf.square(hidden), -1)
-            change = tf.reduce_mean(tf.square(hidden[1:] - hidden[:-1]), -1)
+            change = tf.reduce_mean(tf.square(raw[1:] - raw[:-1]), -1)
             penalty += self.slowness_penalty * tf.pad(change, [[1, 0], [0, 0]])
             objective = tf.reduce_sum(log_lik - fill(tf.cast(tf.transpose(penalty), log_lik.dtype), mask), 1)
         return Terms(log_lik, tf.zeros_like(log_lik), mask, objective)

@@ -74,7 +74,7 @@ class Reader(SequenceModel):
             return
         self.text = Text(vocabulary, unit, lowercase, name="text")
         self.embedding = TokenEmbedding(self.text.size + extra_ids, embedding_dim, token_dropout, row_dropout, name="embedding")
-        if characters is not None:
+        if characters is not None and len(alphabet):
             self.characters = Characters(alphabet, character_dim, character_units, characters, name="characters")
             self._spelling = self.characters.split(tf.constant(["", *vocabulary])).numpy()
 
@@ -103,6 +103,11 @@ class Reader(SequenceModel):
         most = hyperparameters.get("max_vocabulary", cls.hyperparameters()["max_vocabulary"].default)
         least = hyperparameters.get("min_count", cls.hyperparameters()["min_count"].default)
         if unit == "subwords":
+            is_alone = field == "x" and hyperparameters.get("target_unit") in (None, unit)  # else it is for the other text
+            if is_alone and least not in (1, cls.hyperparameters()["min_count"].default):
+                raise ValueError(
+                    f'`min_count` must be left out with unit="subwords", which learns `max_vocabulary` pieces; received {least}.'
+                )
             words = count_tokens(tokens_of(items, tokenize), lowercase)
             return {"vocabulary": learn_pieces(words, most or 8000)}
         tokens = tokens_of(items, functools.partial(tokenize, unit=unit))
@@ -161,10 +166,10 @@ class Reader(SequenceModel):
 
     def kept_rules(self, batch: Batch) -> list[tf.Tensor]:
         rules = []
-        for name, num in (("y", len(self.labels)), ("target", self.num_targets)):
+        for name, low, num in self._label_ranges():
             known = tf.constant(True)
             if name in batch:
-                known = (batch[name] >= UNKNOWN_LABEL) & (batch[name] < num)
+                known = (batch[name] >= low) & (batch[name] < num)
                 if name == "target":
                     known |= ~batch["target_mask"]
                 elif name not in self.unaligned:
@@ -174,6 +179,10 @@ class Reader(SequenceModel):
 
     num_targets = 2**31 - 1
     """How many symbols a target may have."""
+
+    def _label_ranges(self) -> list[tuple[str, int, int]]:
+        """Entry, its lowest number, and the one after its highest: a label may be not known, a symbol of a target not."""
+        return [("y", UNKNOWN_LABEL, len(self.labels)), ("target", 0, self.num_targets)]
 
     learned: str = ""
     """The entry that training needs, where there is one: `y` or `target`."""
@@ -235,7 +244,9 @@ class Reader(SequenceModel):
 
     def as_batch(self, data: Any) -> Batch:
         """As of `SequenceModel`; x may be a text, a list of texts, or (lists of) tokens, labels and targets strings too."""
+        names: Sequence[str] = ()
         if hasattr(data, "x"):
+            names = getattr(data, "names", ())
             data = {n: getattr(data, n, None) for n in ("x", "y", "target")}
         data = dict(data) if isinstance(data, Mapping) else {"x": data}
         data = {name: _numpy(value) for name, value in data.items() if value is not None}
@@ -252,16 +263,17 @@ class Reader(SequenceModel):
                 _check_rows(name, data[name])
             if name == "target" or of_text:  # texts that are all empty are strings, too
                 data |= _padded(name, data[name], data.get("mask" if name == "x" else f"{name}_mask"))
+        words = data["x"] if is_text(data["x"]) else None
         encoded = self.encode(
             {n: _tensor(data[n]) for n in ("x", "y", "target") if n in data and is_text(data[n])} | _any_x(data)
         )
         for name, value in encoded.items():
             if name in ("y", "target") and (value.numpy() == _NEVER_SEEN).any():
-                self._complain(name, data[name], value.numpy() == _NEVER_SEEN)
+                self._complain(name, data[name], value.numpy() == _NEVER_SEEN, names, words)
             if name != "x" or is_text(data["x"]):
                 data[name] = value.numpy()
         batch = super().as_batch(data)
-        for name, num in (("y", len(self.labels)), ("target", self.num_targets)):
+        for name, low, num in self._label_ranges():
             if name in batch:
                 if name == "target" and batch["target_mask"].shape != batch["target"].shape:
                     raise ValueError(
@@ -269,22 +281,24 @@ class Reader(SequenceModel):
                         f"received {list(batch['target_mask'].shape)}."
                     )
                 real = batch[f"{name}_mask"] if name == "target" else batch["mask"] if name not in self.unaligned else True
-                wrong = real & ((batch[name] < UNKNOWN_LABEL) | (batch[name] >= num))
+                wrong = real & ((batch[name] < low) | (batch[name] >= num))
                 if wrong.any():
+                    unknown = ", or -1 where not known" if low < 0 else " (-1, not known, is for labels alone)"
                     raise ValueError(
-                        f"`{name}` must be from 0 to {num - 1}, or -1 where not known; received {batch[name][wrong][0]}."
+                        f"`{name}` must be from 0 to {num - 1}{unknown}; received {batch[name][wrong][0]} {_where(wrong, names)}."
                     )
         return batch
 
-    def _complain(self, name: str, given: Any, wrong: np.ndarray) -> None:
-        place = tuple(int(i) for i in np.argwhere(wrong)[0])
-        label = given
-        for i in place:  # rows may have different lengths
+    def _complain(self, name: str, given: Any, wrong: np.ndarray, names: Sequence[str], words: Any) -> None:
+        row, *step = (int(i) for i in np.argwhere(wrong)[0])
+        label, word = given[row], ""
+        for i in step:  # rows may have different lengths
             label = label[i]
+            word = f", for {str(words[row, i])!r}" if name == "y" and np.shape(words) == wrong.shape else ""
         known = self.labels if name == "y" else ()
         raise ValueError(
             f"`{name}` must hold labels that were seen in training{f', {list(known)[:20]}' if known else ''}; received "
-            f"{str(label)!r} at index {place}. Is this another column or data set?"
+            f"{str(label)!r} {_where(wrong, names)}{word}. Is this another column or data set?"
         )
 
     # Networks ------------------------------------------------------------------------------------------------------
@@ -313,6 +327,37 @@ class Reader(SequenceModel):
         """Labels int32 -> their names, "" for -1."""
         names = tf.gather(self._label_names, tf.maximum(labels, 0))
         return tf.where(labels >= 0, names, "")
+
+
+def _where(wrong: np.ndarray, names: Sequence[str]) -> str:
+    """The first place that is wrong, `[B]` or `[B, T]`; in a sequence that has a name, by that."""
+    row, *step = place = tuple(int(i) for i in np.argwhere(wrong)[0])
+    if row >= len(names):
+        return f"at index {place}"
+    return f"at index {step[0]} of {names[row]!r}" if step else f"of {names[row]!r}"
+
+
+def with_end_id(name: str, items: Any, end: int | None) -> Any:
+    """Rows of ids `[T_i]`, each with the id `end` as its last, where it is not already; what are no such rows as they are."""
+    if end is None:
+        return items
+    rows = [checks.array(name, row) for row in items]
+    real = [row for row in rows if row.size or row.dtype.kind in "iu"]  # an empty list is of no kind
+    if not real or any(row.ndim != 1 or row.dtype.kind not in "iu" for row in real):
+        return items
+    rows = [row if row.size else row.astype(np.int32) for row in rows]
+    return [row if row.size and row[-1] == end else np.append(row, np.int32(end)) for row in rows]
+
+
+def ended(data: Any, name: str, end: int | None) -> Any:
+    """What `as_batch` takes, with `end` after each row of ids of the entry `name`, where that is a list without a mask."""
+    if hasattr(data, "x"):
+        data = {n: getattr(data, n, None) for n in ("x", "y", "target")}
+    data = dict(data) if isinstance(data, Mapping) else {"x": data}
+    rows, mask = data.get(name), data.get("mask" if name == "x" else f"{name}_mask")
+    if isinstance(rows, Sequence) and mask is None and not is_text(rows):
+        data[name] = with_end_id(name, rows, end)
+    return data
 
 
 def is_raw(value: Any) -> bool:

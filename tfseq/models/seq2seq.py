@@ -12,6 +12,7 @@ tanh(W [forward; backward]), and says the target token by token: p(y | x) = prod
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any, Literal, Self
 
 import keras
@@ -24,7 +25,7 @@ from tfseq.layers.embedding import TokenEmbedding
 from tfseq.layers.recurrent import Cell, Recurrent, RecurrentStack, locked_dropout
 from tfseq.layers.text import END, Text, Unit, append_end, with_end
 from tfseq.models.base import FROM_DATA, Batch, Endpoint, Terms, graph
-from tfseq.models.reader import Reader
+from tfseq.models.reader import Reader, ended, is_text, with_end_id
 from tfseq.ops import decoding, random
 from tfseq.ops.decoding import Generated
 from tfseq.ops.linear import project
@@ -50,7 +51,7 @@ class Seq2Seq(Reader):
         target_vocabulary: tokens that can be written, the one that ends a text among them.
         vocabulary: tokens of x that have a vector of their own.
         feature_dim: D of real-valued frames, which take the place of tokens in x.
-        unit: what a token of x is, and of a target.
+        unit: what a token of x is, and of a target; `"words"` where the data are ids, which are written as numbers.
         target_unit: what a token of a target is; as `unit` by default.
         lowercase: read and write lower case.
         min_count: how often a token must stand in the training data; read by `from_data`.
@@ -63,6 +64,8 @@ class Seq2Seq(Reader):
         token_dropout: share of the tokens of x that are unknown in training.
         own_tokens: share of the decoder's inputs in training that are its own best guesses and not the target's tokens (Bengio et
             al. 2015), guessed in one pass with the target's (Duckworth et al. 2019).
+        own_tokens_warmup: training steps in which that share rises linearly from 0 (Bengio et al. 2015, sec. 2.4, the linear
+            decay of 1 - share); 0 for a share that is constant.
     """
 
     unaligned = frozenset({"target", "target_mask"})
@@ -86,15 +89,18 @@ class Seq2Seq(Reader):
         dropout: float = 0.3,
         token_dropout: float = 0.0,
         own_tokens: float = 0.0,
+        own_tokens_warmup: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         checks.at_least(1, min_count=min_count)
         checks.share(own_tokens=own_tokens)
+        checks.at_least(0, own_tokens_warmup=own_tokens_warmup)
         if END not in target_vocabulary:
             raise ValueError(f"`target_vocabulary` must have {END!r}, which ends a text; `from_data` adds it.")
         self.read_input(vocabulary, unit, lowercase, embedding_dim, feature_dim=feature_dim, token_dropout=token_dropout)
-        self.own_tokens, self.dropout, self.attention_kind = own_tokens, dropout, attention
+        self.own_tokens, self.own_tokens_warmup = own_tokens, own_tokens_warmup
+        self.dropout, self.attention_kind = dropout, attention
         self.target_text = Text(target_vocabulary, target_unit or unit, lowercase, name="target_text")
         self.size = self.num_targets = self.target_text.size
         self.boundary, self.end = self.size, 1 + list(target_vocabulary).index(END)
@@ -122,7 +128,10 @@ class Seq2Seq(Reader):
 
     @classmethod
     def from_data(cls, dataset: Any, **hyperparameters: Any) -> Self:
-        """A model whose vocabularies are those of a data set of texts (or tokens, or frames) x and of targets."""
+        """A model whose vocabularies are those of a data set of texts (or tokens, or frames) x and of targets.
+
+        Of ids 1 .. K the vocabulary is their numbers; those of targets are written with blanks between, and their end is K + 1.
+        """
         data = cls.as_dataset(dataset)
         if getattr(data, "target", None) is None:
             raise ValueError("`dataset` must have `target`, another sequence for each x; received none.")
@@ -131,7 +140,13 @@ class Seq2Seq(Reader):
         if settings.get("target_unit") is not None:
             settings["unit"] = settings["target_unit"]
         words = cls.text_arguments(data, settings, "target")["vocabulary"]
-        return cls(**{**found, "target_vocabulary": [END, *(w for w in words if w != END)], **hyperparameters})
+        words = [w for w in words if w != END]
+        units = {}
+        if "vocabulary" in found and not is_text(data.x):
+            units = {"unit": "words", "target_unit": settings.get("unit", cls.hyperparameters()["unit"].default)}
+        if of_ids := not is_text(data.target):  # which are places in the vocabulary already
+            units["target_unit"] = "words"
+        return cls(**{**found, "target_vocabulary": [*words, END] if of_ids else [END, *words], **hyperparameters, **units})
 
     @classmethod
     def tiny(cls, **hyperparameters: Any) -> Self:
@@ -144,6 +159,15 @@ class Seq2Seq(Reader):
     def batch_spec(self) -> dict[str, tf.TensorSpec]:
         target = {"target": tf.TensorSpec([None, None], tf.int32), "target_mask": tf.TensorSpec([None, None], tf.bool)}
         return {**super().batch_spec(), **target}
+
+    def prepare(self, data: Any) -> Any:
+        """As of `Reader`; targets of ids too get the end token."""
+        data = super().prepare(data)
+        return data if data.target is None else dataclasses.replace(data, target=with_end_id("target", data.target, self.end))
+
+    def as_batch(self, data: Any) -> Batch:
+        """As of `Reader`; a list of targets of ids gets the end token as texts do, an array `[B, L]` is taken as it is."""
+        return super().as_batch(ended(data, "target", self.end))
 
     def cut(self, name: str, items: Any) -> list[np.ndarray]:
         """As of `Reader`; each target with the end token."""
@@ -211,6 +235,8 @@ class Seq2Seq(Reader):
             x = states[0]
         if self.decoder is not None:
             x, _ = self.decoder(x, tf.transpose(mask), rest, seed=seed)
+        elif seed is not None and self.dropout:  # a stack drops its output itself
+            x = locked_dropout(x, self.dropout, seed, _SALT + 2)
         if self.attention_kind == "luong":
             context, weights = self.attention.look(x, memory["values"], memory["keys"], memory["mask"])
         return self._scores(x, context, vectors), weights
@@ -238,6 +264,12 @@ class Seq2Seq(Reader):
             context, _ = self.attention.look(x, memory["values"], memory["keys"], memory["mask"])
         return self._scores(x, context, vectors), [*first, *tf.nest.flatten(rest)]
 
+    def _own_share(self, dtype: tf.DType) -> tf.Tensor | float:
+        """The share of own tokens in this training step."""
+        if not self.own_tokens_warmup:
+            return self.own_tokens
+        return self.own_tokens * tf.minimum(tf.cast(self.step.value, dtype) / self.own_tokens_warmup, 1.0)
+
     def terms(self, batch: Batch, training: bool = False) -> Terms:
         seed = batch["seed"] if training else None
         if "target" in batch:
@@ -250,7 +282,7 @@ class Seq2Seq(Reader):
         if training and self.own_tokens:
             guesses = tf.argmax(self._decoded(previous, memory, state, mask, seed)[0], -1, tf.int32)
             drawn = random.uniform(seed, tf.range(tf.shape(target)[1]), 1, _SALT + 1)[..., 0]
-            own = tf.transpose(tf.where(drawn < self.own_tokens, guesses, -1))[:, :-1]
+            own = tf.transpose(tf.where(drawn < self._own_share(drawn.dtype), guesses, -1))[:, :-1]
             own = tf.pad(tf.stop_gradient(own), [[0, 0], [1, 0]], constant_values=-1)
             previous = tf.where(own >= 0, own, previous)
         scores, _ = self._decoded(previous, memory, state, mask, seed)

@@ -21,7 +21,7 @@ from tfseq import checks, schemes
 from tfseq.layers import ctc
 from tfseq.layers.crf import CRF, Ranking
 from tfseq.layers.recurrent import Cell, RecurrentStack
-from tfseq.layers.text import Unit, tokenize
+from tfseq.layers.text import tokenize
 from tfseq.models.base import FROM_DATA, Batch, Endpoint, Terms, graph
 from tfseq.models.reader import UNKNOWN_LABEL, Reader, classes_of, is_text, tokens_of
 from tfseq.ops import entities
@@ -63,12 +63,13 @@ class SequenceTagger(Reader):
         tags: names of the tags (of the symbols with `head="ctc"`).
         alphabet: characters that have a vector of their own.
         feature_dim: D of real-valued frames, which take the place of tokens.
-        unit: what a token of a raw text is.
+        unit: what a token of a raw text is, and so what a label is of.
         lowercase: look tokens up in lower case; their characters keep their case.
         min_count: how often a token must stand in the training data to have a vector; read by `from_data`.
         max_vocabulary: number of tokens at most, the most frequent; read by `from_data`.
         embedding_dim: size of a token's vector.
-        characters: features of a token's characters, by a convolution or an LSTM; None for none.
+        characters: features of a token's characters, by a convolution or an LSTM; None for none, as where
+            `alphabet` is empty: ids have no characters.
         character_dim: size of a character's vector.
         character_units: number of these features.
         units: size of each recurrent layer, in each direction.
@@ -82,8 +83,9 @@ class SequenceTagger(Reader):
         residual: add a layer's input to its output where they have one size.
         layer_norm: normalise each layer's input.
         head: `"softmax"`, `"crf"` or `"ctc"`.
-        scheme: `"bio"`, `"iob1"` or `"bioes"` where tags mark entities, `"none"` where not; `"auto"` reads it off the tags.
-            With it, a CRF gives what the scheme forbids probability zero, and validation selects by entity F1.
+        scheme: `"bio"`, `"iob1"` or `"bioes"` where tags mark entities, `"none"` where not; `"auto"` reads it off the tags, in
+            `from_data` also off the sentences. With it, a CRF gives what the scheme forbids probability zero, and validation
+            selects by entity F1.
         constrained: whether a CRF does so.
     """
 
@@ -94,7 +96,7 @@ class SequenceTagger(Reader):
         vocabulary: Annotated[list[str], FROM_DATA] = (),  # type: ignore[assignment]
         alphabet: Annotated[list[str], FROM_DATA] = (),  # type: ignore[assignment]
         feature_dim: Annotated[int, FROM_DATA] = 0,
-        unit: Unit = "words",
+        unit: Literal["words", "characters"] = "words",
         lowercase: bool = False,
         min_count: int = 1,
         max_vocabulary: int | None = None,
@@ -121,6 +123,8 @@ class SequenceTagger(Reader):
         checks.choice("head", head, ("softmax", "crf", "ctc"))
         checks.choice("scheme", scheme, ("auto", *schemes.SCHEMES, "none"))
         checks.at_least(1, min_count=min_count)
+        if unit == "subwords":
+            raise ValueError("`unit` must be 'words' or 'characters', to which a tagger's labels belong; received 'subwords'.")
         self.read_labels(tags, "tags")
         self.tags, self.head, self.constrained = self.labels, head, constrained
         self.read_input(
@@ -187,7 +191,12 @@ class SequenceTagger(Reader):
             raise ValueError(f"`dataset` must have `{name}`, {what}, for a tagger with this head; received none.")
         if is_ctc and is_text(labels):
             labels = tokens_of(labels, functools.partial(tokenize, unit="characters"))
-        return cls(**{**cls.text_arguments(data, hyperparameters), "tags": classes_of(labels), **hyperparameters})
+        found = {**cls.text_arguments(data, hyperparameters), "tags": classes_of(labels)}
+        if not is_ctc and "tags" not in hyperparameters and hyperparameters.get("scheme", "auto") == "auto":
+            rows = (np.asarray(row).tolist() for row in labels)
+            if schemes.scheme_of(found["tags"], (row for row in rows if "" not in row)) == "iob1":  # tags alone may not tell
+                hyperparameters["scheme"] = "iob1"
+        return cls(**{**found, **hyperparameters})
 
     @classmethod
     def tiny(cls, **hyperparameters: Any) -> Self:
@@ -230,9 +239,11 @@ class SequenceTagger(Reader):
                 places += [len(y) - 1] if len(y) and y[-1] >= 0 and not end[y[-1]] else []
                 if places:
                     names = [self.tags[k] if k >= 0 else "?" for k in y]
+                    some = names[max(0, places[0] - 1) : places[0] + 2]
+                    hint = 'If they are IOB1, where I- begins entities, set scheme="iob1". ' if self.scheme == "bio" else ""
                     raise ValueError(
                         f"`y` must be legal in the scheme {self.scheme!r}, as to a constrained CRF all else is impossible; "
-                        f"row {row} has {names[max(0, places[0] - 1) : places[0] + 2]} at step {places[0]}. Repair the tags "
+                        f"row {row} has {some} at step {places[0]}. {hint}Repair the tags "
                         '(`tfseq.schemes.repair`, or `illegal="repair"` of `load_conll`), or set constrained=False.'
                     )
 

@@ -175,14 +175,15 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8501,
     grpc_port: int = 8500,
-    max_batch_size: int = 64,
+    max_batch_size: int | None = None,
     row_multiple: int = 16,
-    batch_timeout_ms: float = 0.0,
+    batch_timeout_ms: float | None = None,
     threads: int = 2,
     poll_seconds: float = 1.0,
     max_body_mb: float = 16.0,
     max_rows: int = 1024,
     max_length: int = 65_536,
+    max_row_steps: int = 1 << 20,
     timeout: float = 60.0,
     on_ready: Callable[[DevelopmentServer], None] = lambda _: None,
 ) -> None:
@@ -193,15 +194,18 @@ def serve(
         host: address to bind to; 0.0.0.0 lets other machines in, and there is no password.
         port: of REST, metrics and the page; 0 for any that is free.
         grpc_port: of gRPC.
-        max_batch_size: rows of requests that share a call of a graph; 1 for SavedModels whose rows are not independent.
+        max_batch_size: rows of requests that share a call of a graph; 1 for SavedModels whose rows are not independent. By
+            default what `batching_params.pbtxt` of a version says (32 in tfseq's exports), or 64.
         row_multiple: rows of a call are filled up to a multiple of it where a seed or a state would let rounding grow, so that
             samples and streams are the same in any company; 1 for none.
-        batch_timeout_ms: how long the first request of a batch waits for others though a thread is free.
+        batch_timeout_ms: how long the first request of a batch waits for others though a thread is free. By default what
+            `batching_params.pbtxt` of a version says (2 ms in tfseq's exports), or 0.
         threads: calls of graphs at the same time.
         poll_seconds: between two looks at the folder for new versions.
         max_body_mb: size of a request, MiB.
         max_rows: rows of a request.
-        max_length: steps of a row, bytes of a text, num_steps and max_tokens.
+        max_length: steps of a row, bytes of a text, num_steps, num_sweeps and max_tokens.
+        max_row_steps: rows of a request times the longest of these.
         timeout: seconds until a request is answered or refused.
         on_ready: called when requests can come.
 
@@ -210,26 +214,26 @@ def serve(
         OSError: a port is taken.
     """
     counts = {"max_batch_size": max_batch_size, "row_multiple": row_multiple, "threads": threads}
-    for name, number in {**counts, "max_rows": max_rows, "max_length": max_length}.items():
-        if number < 1:
-            raise ValueError(f"`{name}` must be at least 1; received {number}.")
+    for name, count in {**counts, "max_rows": max_rows, "max_length": max_length, "max_row_steps": max_row_steps}.items():
+        if count is not None and count < 1:
+            raise ValueError(f"`{name}` must be at least 1; received {count}.")
     for name, value in {"poll_seconds": poll_seconds, "max_body_mb": max_body_mb, "timeout": timeout}.items():
         if not 0 < value < math.inf:
             raise ValueError(f"`{name}` must be a positive number; received {value}.")
-    if not 0 <= batch_timeout_ms < math.inf:
+    if batch_timeout_ms is not None and not 0 <= batch_timeout_ms < math.inf:
         raise ValueError(f"`batch_timeout_ms` must not be negative; received {batch_timeout_ms}.")
     for name, number in {"port": port, "grpc_port": grpc_port}.items():
         if not 0 <= number < 1 << 16:
             raise ValueError(f"`{name}` must be 0 to 65535; received {number}.")
     tf.get_logger().setLevel("ERROR")  # else every load says that sessions are old
-    limits = Limits(int(max_body_mb * (1 << 20)), max_rows, max_length, timeout)
+    limits = Limits(int(max_body_mb * (1 << 20)), max_rows, max_length, max_row_steps, timeout)
     service = Service(
         folder,
         limits,
         num_threads=threads,
         max_batch_size=max_batch_size,
         row_multiple=row_multiple,
-        batch_timeout=batch_timeout_ms / 1e3,
+        batch_timeout=None if batch_timeout_ms is None else batch_timeout_ms / 1e3,
     )
     server = DevelopmentServer(service, host=host, port=port, grpc_port=grpc_port, poll_seconds=poll_seconds)
     asyncio.run(_until_stopped(server, on_ready))

@@ -18,6 +18,8 @@ from tfseq.serve.servable import Servable
 from tfseq.serve.signatures import Arrays, Signature
 
 _log = logging.getLogger(__name__)
+_MAX_ROWS = 64  # of a batch, where neither the server nor the version says
+_SHORT = 16  # up to twice as many steps, all sizes are alike
 
 
 @dataclass(eq=False)
@@ -37,10 +39,8 @@ class _Job:
 
     @cached_property
     def size(self) -> int:
-        """Steps, or bytes of the longest text: roughly how long the loops of the graph run."""
-        texts = (len(text) for value in self.inputs.values() if value.dtype == object for text in value.flat)
-        steps = (self.inputs[name].shape[axis] for name, info in self.signature.inputs.items() for axis in info.open_axes)
-        return max((*texts, *steps), default=0)
+        """Steps, sweeps, or bytes of the longest text: roughly how long the loops of the graph run."""
+        return max((info.steps(self.inputs[name]) for name, info in self.signature.inputs.items()), default=0)
 
 
 @dataclass
@@ -59,12 +59,14 @@ class _Queue:
 class Batcher:
     """Runs requests in threads; those of the same servable, signature and shapes join along axis 0.
 
-    A batch leaves when a thread is free, so that a lone request never waits, and under load batches grow by themselves;
-    `batch_timeout` lets the first request wait for others even so. Each answer has the sizes it would have alone:
-    requests join only if their `num_steps` or `max_tokens` (and other numbers `[B]`, where the size of an output is
+    A batch leaves when a thread is free, and under load batches grow by themselves. The first request waits for others though
+    a thread is free as long as `batch_timeout` says, or where that is None the version's `batch_timeout_micros`, which tfseq's
+    exports set to 2 ms; where neither says so, a lone request never waits. Each answer has the sizes it would have alone:
+    requests join only if their `num_steps`, `num_sweeps` or `max_tokens` (and other numbers `[B]`, where the size of an output is
     open) have the same maximum, and answers to texts are cut to their own `length`. Where `batching_params.pbtxt` says
     `pad_variable_length_inputs`, inputs of different lengths join too, padded with their first element as TF Serving does, if
-    the answer has no open size, seed or state; TF Serving pads the others as well, and gives their clients longer answers.
+    the answer has no open size, seed or state; TF Serving pads the others as well, and gives their clients longer answers. Since
+    a graph runs as long as its longest row, texts and padded inputs join only those of less than twice their size.
 
     An answer does not depend on its company, up to rounding. Where rounding can grow (samples, and states that a client
     sends back) the rows are filled up to a multiple of 16, the values of the widest vector register: kernels round the
@@ -72,9 +74,10 @@ class Batcher:
 
     Args:
         num_threads: calls at the same time.
-        max_rows: of a batch; 1 for no batching.
+        max_rows: of a batch; 1 for no batching; None for what the version says, or 64.
         row_multiple: what the rows are filled up to; 1 for none.
-        batch_timeout: seconds.
+        batch_timeout: seconds; None for what the version says, or 0.
+        max_row_steps: rows times steps of a batch, about; more than that only one request or the fillers make.
         max_waiting: requests that may wait; more are refused.
         on_batch: called with the number of rows, fillers not counted, of each call.
     """
@@ -82,22 +85,26 @@ class Batcher:
     def __init__(
         self,
         num_threads: int = 2,
-        max_rows: int = 64,
+        max_rows: int | None = None,
         row_multiple: int = 16,
-        batch_timeout: float = 0.0,
+        batch_timeout: float | None = None,
+        max_row_steps: int = 1 << 20,
         max_waiting: int = 10_000,
         on_batch: Callable[[int], None] = lambda _: None,
     ):
         self._pool = ThreadPoolExecutor(num_threads, "tfseq-serve")
         self._free, self._max_rows, self._multiple, self._timeout = num_threads, max_rows, row_multiple, batch_timeout
-        self._max_waiting, self._on_batch = max_waiting, on_batch
+        self._max_row_steps, self._max_waiting, self._on_batch = max_row_steps, max_waiting, on_batch
         self._queues: dict[Any, _Queue] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self.waiting = 0
 
     async def run(self, servable: Servable, signature: Signature, inputs: Arrays, seconds: float = 60.0) -> Arrays:
-        """The outputs of one request, within so many seconds; the graph is stopped when nobody waits for it any more.
+        """The outputs of one request, within so many seconds.
+
+        A request that is cancelled or late is dropped if it still waits. A graph that runs goes on; it is stopped at the last
+        deadline of its batch.
 
         Raises:
             ServingError: of this request, never of one that shared its batch.
@@ -106,16 +113,16 @@ class Batcher:
             raise ServingError(StatusCode.UNAVAILABLE, f"The queue is full: {self.waiting} requests wait.")
         loop = asyncio.get_running_loop()
         sizes = {value.shape[0] if value.ndim else None for value in inputs.values()}
-        max_rows = min(self._max_rows, servable.batching.max_batch_size or self._max_rows)
-        joins = max_rows > 1 and signature.batches and signature.name not in servable.alone
         job = _Job(servable, signature, inputs, loop.create_future(), loop.time(), loop.time() + seconds)
+        fitting = max(self._max_row_steps // max(job.size, 1), self._multiple)
+        max_rows = min(self._max_rows or servable.batching.max_batch_size or _MAX_ROWS, fitting)
+        joins = max_rows > 1 and signature.batches and signature.name not in servable.alone
         if joins and len(sizes) > 1:
             rows = {name: value.shape[0] for name, value in sorted(inputs.items())}
             raise invalid(f"Batching input tensors must have equal 0th-dimension sizes, the rows; received {rows}.")
         if joins and sizes != {0}:
             job.rows = next(iter(inputs.values())).shape[0]
-            own = servable.batching.batch_timeout_micros
-            wait = self._timeout if own is None else own / 1e6
+            wait = (servable.batching.batch_timeout_micros or 0) / 1e6 if self._timeout is None else self._timeout
             queue = self._queues.setdefault(_key(job), _Queue(max_rows=max_rows, wait=wait))
         else:
             queue = self._queues.setdefault(job, _Queue())
@@ -180,7 +187,8 @@ class Batcher:
         loop = asyncio.get_running_loop()
         seconds = max(max(job.deadline for job in jobs) - loop.time(), 1e-3)
         try:
-            answers = await loop.run_in_executor(self._pool, _execute, jobs, self._multiple if self._max_rows > 1 else 1, seconds)
+            multiple = 1 if self._max_rows == 1 else self._multiple
+            answers = await loop.run_in_executor(self._pool, _execute, jobs, multiple, seconds)
         except Exception as error:  # the pool is closed
             answers = [internal(error)] * len(jobs)
         self._free += 1
@@ -205,7 +213,8 @@ def _key(job: _Job) -> Any:
         shape = [-1 - sizes.setdefault(n, len(sizes)) if axis in padded else n for axis, n in enumerate(value.shape)]
         shapes.append((name, *shape[1:]))
     largest = tuple(int(job.inputs[name].max()) for name in signature.drivers)
-    return id(job.servable), signature.name, tuple(shapes), largest  # a queue holds its servables, so an id is not used again
+    alike = max(job.size, _SHORT).bit_length()
+    return id(job.servable), signature.name, tuple(shapes), largest, alike  # a queue holds its servables: no id is used again
 
 
 def _execute(jobs: Sequence[_Job], multiple: int, seconds: float) -> list[Arrays | ServingError]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -99,7 +100,8 @@ async def _answer(service: Service, request: Request) -> Response:
         if post:
             with service.metrics.request("REST") as named:
                 body = await _read(request, service)
-                return await _predict(service, found[4].lower(), name or "", version, label, body, named)
+                answer = _predict(service, found[4].lower(), name or "", version, label, body, named)
+                return await _unless_gone(request, answer)
         if found[4]:
             number, servable = service.repository.find(name or "", version, label)
             return _json(_metadata(name or "", number, servable))
@@ -132,6 +134,24 @@ async def _read(request: Request, service: Service) -> bytes:
         message = f"The request body did not arrive within {service.limits.seconds:.3g} seconds."
         raise ServingError(StatusCode.DEADLINE_EXCEEDED, message, http=408) from None
     return bytes(body)
+
+
+async def _unless_gone(request: Request, answer: Awaitable[Response]) -> Response:
+    """What answers a request whose body was read; it is cancelled, and ClientDisconnect raised, once the client is gone."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = asyncio.ensure_future(answer), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise ClientDisconnect
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def _predict(

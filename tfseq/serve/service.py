@@ -16,7 +16,7 @@ from tfseq.serve.batching import Batcher
 from tfseq.serve.errors import ServingError, invalid
 from tfseq.serve.repository import Repository
 from tfseq.serve.servable import Servable
-from tfseq.serve.signatures import COUNTS, Arrays, Signature
+from tfseq.serve.signatures import Arrays, Signature
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -37,28 +37,32 @@ class Limits:
     Args:
         body: bytes of the request.
         rows: of its batch.
-        length: steps of a row, bytes of a text, `num_steps` and `max_tokens`.
+        length: steps of a row, bytes of a text, `num_steps`, `num_sweeps` and `max_tokens`.
+        row_steps: rows times the longest of them: what decides the memory of an answer.
         seconds: until the answer.
     """
 
     body: int = 16 << 20
     rows: int = 1024
     length: int = 65_536
+    row_steps: int = 1 << 20
     seconds: float = 60.0
 
     def check(self, signature: Signature, inputs: Arrays) -> None:
         """Raises where the inputs are larger than allowed."""
         for name, value in inputs.items():
-            if value.ndim and value.shape[0] > self.rows:
-                raise invalid(f"Input {name!r} has {value.shape[0]} rows; a request may have {self.rows}.")
-            longest = max(value.shape[1:], default=0)
-            if value.dtype == object:
-                longest = max(longest, max(map(len, value.ravel()), default=0))
-            elif name in COUNTS and value.size:
-                longest = max(longest, int(value.max()))
+            rows = value.shape[0] if value.ndim else 1
+            if rows > self.rows:
+                raise invalid(f"Input {name!r} has {rows} rows; a request may have {self.rows}.")
+            longest = signature.inputs[name].steps(value)
             if longest > self.length:
                 raise invalid(
                     f"Input {name!r} of signature {signature.name!r} has a length of {longest}; {self.length} is allowed."
+                )
+            if rows * longest > self.row_steps:
+                raise invalid(
+                    f"Input {name!r} of signature {signature.name!r} asks for {rows} rows of {longest} steps, "
+                    f"{rows * longest} in all; {self.row_steps} are allowed. Send fewer rows at a time."
                 )
 
 
@@ -129,14 +133,21 @@ class Service:
         limits: Limits | None = None,
         *,
         num_threads: int = 2,
-        max_batch_size: int = 64,
+        max_batch_size: int | None = None,
         row_multiple: int = 16,
-        batch_timeout: float = 0.0,
+        batch_timeout: float | None = None,
     ):
         self.limits = limits or Limits()
         self.metrics = Metrics()
         self.repository = Repository(folder, on_load=self.metrics.load)
-        self._batcher = Batcher(num_threads, max_batch_size, row_multiple, batch_timeout, on_batch=self.metrics.batch)
+        self._batcher = Batcher(
+            num_threads,
+            max_batch_size,
+            row_multiple,
+            batch_timeout,
+            max_row_steps=self.limits.row_steps,
+            on_batch=self.metrics.batch,
+        )
         self.metrics.watch(self._batcher)
 
     async def predict(self, servable: Servable, signature: Signature, inputs: Arrays, seconds: float | None = None) -> Arrays:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfseq.serve.errors import invalid
 
 Arrays = dict[str, np.ndarray]
-COUNTS = ("num_steps", "max_tokens")
+COUNTS = ("num_steps", "num_sweeps", "max_tokens")
 """Inputs `[B]` that say how many steps a graph makes."""
 
 
@@ -37,6 +37,13 @@ class TensorInfo:
     def open_axes(self) -> list[int]:
         """Axes after the batch whose size only the values of inputs decide."""
         return [axis for axis, size in enumerate(self.shape or ()) if axis and size is None]
+
+    def steps(self, value: np.ndarray) -> int:
+        """Roughly how long an array lets the loops of a graph run: its open axes, bytes of a text, or what a count says."""
+        axes = range(1, value.ndim) if self.shape is None else self.open_axes
+        texts = map(len, value.flat) if value.dtype == object else ()
+        count = int(value.max(initial=0)) if self.name in COUNTS and value.dtype.kind in "iu" else 0
+        return max(count, *(value.shape[axis] for axis in axes), max(texts, default=0))
 
     def check(self, value: np.ndarray) -> None:
         """Raises where an array has another number of axes or another size than the signature says."""
