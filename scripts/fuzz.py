@@ -196,7 +196,7 @@ def main() -> None:
     if chosen.what == "models":
         raise SystemExit(bool(fuzz_models(chosen.model, chosen.minutes or 15.0, chosen.seed, chosen.graphs)))
     if importlib.util.find_spec("atheris") is None:
-        raise SystemExit("The readers are fuzzed by Atheris, which is not installed: pip install -e ".[fuzz]" (Linux and macOS).")
+        raise SystemExit("The readers are fuzzed by Atheris, which is not installed: pip install -e '.[fuzz]' (Linux and macOS).")
     minutes = chosen.minutes or 2.0
     if chosen.child:
         fuzz_parser(chosen.parser, minutes, chosen.seed, chosen.out)
