@@ -97,7 +97,8 @@ def _part(text: str, split: str) -> str:
 def load_shakespeare(split: str, *, data_dir: Path | None = None) -> Sequences:
     """Tiny Shakespeare (Karpathy 2015), 1,115,394 characters of plays: one raw text a split.
 
-    Split: the last 10 % of the characters are test, as is usual; of the others the last 5 % are valid.
+    Split: the last 10 % of the characters are test, as is usual; of the others the first 5 % are valid, and not the last, which
+    have the beginning of the play that the test goes on with.
 
     Args:
         split: `"train"`, `"valid"` or `"test"`.
@@ -106,8 +107,8 @@ def load_shakespeare(split: str, *, data_dir: Path | None = None) -> Sequences:
     choice("split", split, SPLITS)
     text = read_text(fetch_file("tinyshakespeare/input.txt", _SHAKESPEARE_URL, _SHAKESPEARE_HASH, data_dir))
     test = int(0.9 * len(text))
-    valid = int(0.95 * test)
-    part = {"train": text[:valid], "valid": text[valid:test], "test": text[test:]}[split]
+    valid = int(0.05 * test)
+    part = {"train": text[valid:test], "valid": text[:valid], "test": text[test:]}[split]
     return Sequences([part], names=[split], name="shakespeare", split=split, step=STEP, source=_SHAKESPEARE_URL)
 
 
