@@ -160,7 +160,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "data": "shakespeare",
         "model": "lm",
         "hyperparameters": {
-            "embedding_dim": 384, "units": [384, 384, 384], "residual": True, "layer_norm": True, "dropout": 0.4, "weight_drop": 0.2,
+            "embedding_dim": 384, "units": [384, 384, 384], "residual": True, "layer_norm": True, "dropout": 0.4,
+            "weight_drop": 0.2,
         },
         "training": {"batch_size": 64, "learning_rate": 3e-3, "average": 0.99, "epochs": 24},
         "evaluation": {},
