@@ -351,13 +351,13 @@ def with_end_id(name: str, items: Any, end: int | None) -> Any:
 
 def ended(data: Any, name: str, end: int | None) -> Any:
     """What `as_batch` takes, with `end` after each row of ids of the entry `name`, where that is a list without a mask."""
+    fields: Mapping[str, Any] = data if isinstance(data, Mapping) else {"x": data}
     if hasattr(data, "x"):
-        data = {n: getattr(data, n, None) for n in ("x", "y", "target")}
-    data = dict(data) if isinstance(data, Mapping) else {"x": data}
-    rows, mask = data.get(name), data.get("mask" if name == "x" else f"{name}_mask")
-    if isinstance(rows, Sequence) and mask is None and not is_text(rows):
-        data[name] = with_end_id(name, rows, end)
-    return data
+        fields = {n: getattr(data, n, None) for n in ("x", "y", "target")}
+    rows, mask = fields.get(name), fields.get("mask" if name == "x" else f"{name}_mask")
+    if end is None or not isinstance(rows, Sequence) or mask is not None or is_text(rows):
+        return data
+    return {**fields, name: with_end_id(name, rows, end)}
 
 
 def is_raw(value: Any) -> bool:
