@@ -86,8 +86,10 @@ def test_a_client_that_stalls_is_told_so_and_holds_up_nobody(limited: Any) -> No
 @pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
 def test_a_client_that_never_ends_its_headers_is_told_so(limited: Any, before: bytes) -> None:
     with raw(limited.url, before) as connection:
-        if before:
-            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        first = b""
+        while before and not first.endswith(b"}"):  # head and body may come apart
+            first += connection.recv(1000)
+        assert first.startswith(b"HTTP/1.1 200" * bool(before))
         for part in (b"GET /healthz HTTP/1.1\r\n", b"X: 1\r\n"):  # it is slow, not silent
             connection.sendall(part)
             time.sleep(0.3)
