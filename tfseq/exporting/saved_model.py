@@ -25,7 +25,7 @@ from tfseq.data.batching import Sequences
 from tfseq.exporting import documents, warmup
 from tfseq.exporting.examples import SHORT, Examples, example_inputs
 from tfseq.exporting.servable import check_servable
-from tfseq.files import flush
+from tfseq.files import flush, locked
 from tfseq.models.base import Endpoint, SequenceModel
 from tfseq.training import versions
 
@@ -142,7 +142,7 @@ def _appearing(path: Path) -> Iterator[Path]:
     made = [p for p in (path.parent, *path.parent.parents) if not p.exists()]
     try:
         temporary.mkdir(parents=True)
-        with _locked(temporary):
+        with locked(temporary):
             _remove_left_behind(path.parent)
             yield temporary
             for written in (*temporary.rglob("*"), temporary):
@@ -162,33 +162,13 @@ def _appearing(path: Path) -> Iterator[Path]:
         ) from error
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Holds the lock of a folder, which ends with the process; yields whether it could be had (True where there are no locks)."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield True
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
-        except OSError:  # somebody's, or a file system without locks
-            free = False
-        yield free
-    finally:
-        os.close(descriptor)
-
-
 def _remove_left_behind(folder: Path) -> None:
     """Removes temporary folders of exports that were killed: those that nobody locks."""
     if sys.platform == "win32":
         return
     for old in folder.iterdir():
         if _TEMPORARY.fullmatch(old.name) and old.is_dir():
-            with contextlib.suppress(OSError), _locked(old) as free:
+            with contextlib.suppress(OSError), locked(old) as free:
                 if free:
                     shutil.rmtree(old, ignore_errors=True)
 
