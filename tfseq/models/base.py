@@ -598,7 +598,8 @@ class SequenceModel(keras.Model):
             monitor_norms: log `gradient_norm` and `weight_norm`, means over the training steps of an epoch of the global norms
                 before the step: of the gradient of all replicas before it is clipped, and of the trainable weights.
             **kwargs: as of Keras; but `jit_compile="auto"` is False. XLA compiles anew for every shape of a batch, and leaves out
-                the checks that values are in range and that the loss is finite.
+                the checks that values are in range and that the loss is finite. Measured on a CPU (README), it pays for hidden
+                Markov models whose batches have one shape, three times as fast after 180 steps, and for hardly any other.
         """
         checks.choice("method", method, self.methods)
         if step_size is not None and (method != "em" or not 0.5 < step_size <= 1.0):
