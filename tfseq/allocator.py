@@ -1,10 +1,11 @@
-"""The C library's allocator: memory that a step frees stays with the process for the next one."""
+"""The C library and its allocator: memory that a step frees stays with the process for the next one."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import os
+from collections.abc import Callable
 
 # of <malloc.h> of the GNU C library
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
@@ -33,9 +34,16 @@ def keep_memory() -> bool:
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # no such function, or no way to ask for it
+    mallopt = c_function("mallopt")
+    if mallopt is None:
         return False
     answers = [mallopt(name, value) for name, value in _SETTINGS.items()]  # 1 where it was taken
     return set(answers) == {1}
+
+
+def c_function(name: str) -> Callable[..., int] | None:
+    """A function of the C library; None where it has none of that name, or cannot be asked."""
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):
+        return None

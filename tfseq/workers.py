@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -13,6 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from tfseq.allocator import c_function
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 _RESTARTS = 3
@@ -79,11 +80,8 @@ def _run_once(command: list[str], num_workers: int, logs: Path) -> int:
 
 def _die_with_parent() -> Callable[[], object] | None:
     """What a worker does first, so that it does not outlive a process that is killed with no time to end it; Linux has it."""
-    try:
-        prctl = ctypes.CDLL(None).prctl
-    except (AttributeError, OSError, TypeError):
-        return None
-    return lambda: prctl(_DIE_WITH_PARENT, int(signal.SIGKILL))
+    prctl = c_function("prctl")
+    return None if prctl is None else lambda: prctl(_DIE_WITH_PARENT, int(signal.SIGKILL))
 
 
 def _free_ports(num: int) -> list[int]:
