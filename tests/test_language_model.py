@@ -91,6 +91,63 @@ def test_log_prob_is_the_sum_over_steps(name: str, models: Any) -> None:
         np.testing.assert_allclose(model._log_prob(model.complete(model.as_batch([text]))), wanted[row : row + 1], **SAME)
 
 
+def test_dynamic_evaluation_descends_after_every_window(models: Any) -> None:
+    """Against finite differences of `log_prob`, and single steps of the network from the state that the old weights left."""
+    model, rate = models("gru tied"), 0.2
+    texts, window, small = ["abca", "cb"], 2, 1e-5  # two windows, and one
+    kept = model.get_weights()
+
+    def gradient(text: str) -> list[np.ndarray]:
+        found = []
+        for weight in model.trainable_weights:
+            value, slopes = weight.numpy(), np.zeros(weight.shape)
+            for place in np.ndindex(value.shape):
+                ends = []
+                for step in (small, -small):
+                    moved = value.copy()
+                    moved[place] += step
+                    weight.assign(moved)
+                    ends.append(float(model.log_prob([text])[0]))
+                slopes[place] = (ends[0] - ends[1]) / (2.0 * small)
+            weight.assign(value)
+            found.append(slopes)
+        return found
+
+    def window_of(ids: list[int], before: int, state: Any) -> tuple[float, Any]:
+        total = 0.0
+        for token in ids:
+            scores, state = model.next_scores(tf.constant([before]), state)
+            total, before = total + float(tf.nn.log_softmax(scores)[0, token]), token
+        return total, state
+
+    ids = ids_of(model, texts[0])
+    first, state = window_of(ids[:2], model.boundary, model.stack.initial_state(1))
+    for weight, slope in zip(model.trainable_weights, gradient(texts[0][:2]), strict=True):  # far below the norm of 5
+        weight.assign(weight.numpy() + rate * slope / 2.0)
+    second, _ = window_of(ids[2:], ids[1], state)
+    model.set_weights(kept)
+    found = model.dynamic_log_prob(texts, learning_rate=rate, window=window)
+    np.testing.assert_allclose(found[0], first + second, rtol=1e-7)  # of central differences
+    assert abs(found[1] - float(model.log_prob(texts)[1])) > 1e-3  # the weights go on from text to text,
+    np.testing.assert_allclose(model.dynamic_log_prob(texts, learning_rate=0.0, window=3), model.log_prob(texts), **SAME)
+    for weight, value in zip(model.get_weights(), kept, strict=True):  # and are what they were
+        np.testing.assert_array_equal(weight, value)
+
+
+def test_dynamic_evaluation_says_what_is_wrong(models: Any) -> None:
+    model = models("lstm")
+    kept = model.get_weights()
+    for options, message in (
+        ({"window": 0}, "`window` must"),
+        ({"learning_rate": -1.0}, "`learning_rate` must be a number of at least 0"),
+        ({"learning_rate": 1e300, "window": 1}, "`learning_rate` must be smaller"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.dynamic_log_prob(["abcabc"], **options)
+    for weight, value in zip(model.get_weights(), kept, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
 def test_texts_tokens_and_ids_are_the_same(models: Any) -> None:
     for name in ("lstm", "ends"):
         model = models(name)

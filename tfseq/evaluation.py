@@ -37,6 +37,7 @@ CONVENTIONS = {
     "bits_per_character": "exact -log2 p(x) / characters, lower is better",
     "nats_per_character": "sum of -log p / characters of the texts, unknown tokens scored as such, lower is better",
     "nats_per_token": "exact: sum of -log p / number of the tokens (tags, classes) predicted, lower is better",
+    "dynamic_nats_per_token": "the same of weights that learn from each window once it is scored (dynamic evaluation)",
     "calibration_error": "expected |confidence - accuracy| over 15 bins of confidence, lower is better",
     "bound_per_step": "(b) pooled bound: sum of -ELBO / sum of steps",
     "importance_per_step": "(a) importance-sampled NLL: sum of -log mean weight / sum of steps",
@@ -67,6 +68,8 @@ def evaluate(
     batch_size: int = 20,
     num_chains: int = 100,
     num_temperatures: int = 14500,
+    dynamic_rate: float = 0.0,
+    dynamic_window: int = 40,
     seed: int = 0,
     baselines_from: Sequences | Shards | None = None,
 ) -> dict[str, Any]:
@@ -85,6 +88,9 @@ def evaluate(
         batch_size: sequences at once; it does not change the result beyond float32 rounding.
         num_chains: chains of the annealing that estimates log Z of a Boltzmann machine.
         num_temperatures: its inverse temperatures; small machines need neither.
+        dynamic_rate: learning rate of a dynamic evaluation beside the exact one, of language models; 0 for none. To be chosen on
+            validation data; see `LanguageModel.dynamic_log_prob`.
+        dynamic_window: tokens between two of its steps.
         seed: decides the samples; each sequence has its own numbers.
         baselines_from: training data; the result then has `baselines` fitted to it: nats per step (binary data), nats per token
             (of a language model), or accuracy (of a tagger or a classifier); and `forecast_baselines`.
@@ -99,7 +105,8 @@ def evaluate(
         `log_partition`, and where it was annealed `log_partition_low`, `log_partition_high` (three standard errors of Z),
         `log_partition_reverse`, `log_prob_reverse`, `effective_sample_size`, `converged`; `reconstruction_error` alone where
         there is no likelihood. Of models of tokens or frames `nats_per_token` and what else applies of `CONVENTIONS`;
-        `standard_error` is that of `accuracy`, and of a language model that of `nats_per_token`. `nats_per_character`, of
+        `standard_error` is that of `accuracy`, and of a language model that of `nats_per_token`; with `dynamic_rate` there is
+        `dynamic_nats_per_token`, of texts in their order by weights that go on learning. `nats_per_character`, of
         language models whose data are strings, is the same sum of -log p over the characters (code points, white space too) of
         the texts as they were given, the end of a text counted as one; of tokens, of what they are joined into. Unknown tokens
         are scored as such, so models of other units or vocabularies compare by it only where few tokens are unknown. `bleu` is
@@ -115,8 +122,10 @@ def evaluate(
         raise ValueError(f"`num_particles` must be 0 for a {type(model).__name__}, which has no `filter_log_prob`.")
     if forecast_steps:  # before the work of the likelihoods
         _check_forecasts(model, data, forecast_steps, forecast_samples, forecast_origins)
+    if dynamic_rate and not isinstance(model, LanguageModel):
+        raise ValueError(f"`dynamic_rate` is for language models; received {dynamic_rate} with a {type(model).__name__}.")
     if isinstance(model, Reader):
-        return _reader_figures(model, data, batch_size, baselines_from)
+        return _reader_figures(model, data, batch_size, baselines_from, dynamic_rate, dynamic_window)
     lengths = data.lengths
     result: dict[str, Any] = {}
     if isinstance(model, EnergyModel):
@@ -336,7 +345,9 @@ def _draws(values: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator)
     return rng.choice(values, shape) if len(values) else np.full(shape, np.nan)
 
 
-def _reader_figures(model: Reader, data: Sequences, batch_size: int, train: Sequences | None) -> dict[str, Any]:
+def _reader_figures(
+    model: Reader, data: Sequences, batch_size: int, train: Sequences | None, dynamic_rate: float, dynamic_window: int
+) -> dict[str, Any]:
     """What is to be said of a model of tokens or frames."""
     result: dict[str, Any] = {}
     given, data = data, model.prepare(data)
@@ -362,6 +373,11 @@ def _reader_figures(model: Reader, data: Sequences, batch_size: int, train: Sequ
             result["bits_per_character"] = nats / float(np.log(2.0))
         if of_text:
             result["nats_per_character"] = float(-log_prob.sum() / num_characters)
+        if dynamic_rate:
+            in_order = data if model.conditional else replace(data, y=None)
+            found = model.dynamic_log_prob(model.as_batch(in_order), learning_rate=dynamic_rate, window=dynamic_window)
+            result |= {"dynamic_nats_per_token": float(-found.sum() / lengths.sum()), "dynamic_rate": dynamic_rate}
+            result["dynamic_window"] = dynamic_window
         if train is not None:
             result["baselines"] = {"unigram": _unigram(model, model.prepare(train), data)}
         return result | {"num_sequences": len(data), "num_steps": int(lengths.sum())}

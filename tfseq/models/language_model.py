@@ -11,6 +11,7 @@ embedding, entries of the recurrent kernels, large and quickly changing activati
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
@@ -32,6 +33,7 @@ from tfseq.ops.masking import fill, mask_to_lengths
 from tfseq.ops.tracing import wide
 
 _CHUNK = 1024  # steps of a long text that are scored at once
+_DYNAMIC_NORM = 5.0  # largest norm of a gradient of dynamic evaluation
 
 
 @keras.saving.register_keras_serializable("tfseq")
@@ -282,6 +284,66 @@ class LanguageModel(Reader):
         start = (0, tf.zeros([num_rows], wide(tf.as_dtype(self.float_dtype))), *tf.nest.flatten(state))
         shapes = (tf.TensorShape([]), *(tf.TensorShape([None, *a.shape[1:]]) for a in start[1:]))
         return tf.while_loop(lambda begin, *_: begin < num_steps, advance, start, shape_invariants=shapes)[1]
+
+    def dynamic_log_prob(self, data: Any, mask: Any = None, *, learning_rate: float = 0.1, window: int = 40) -> np.ndarray:
+        """log p(x) `[B]`, nats, of texts read one after another by weights that go on learning from them.
+
+        Dynamic evaluation (Krause et al. 2018, section 3): a window is scored, then a step of gradient descent is made on its
+        mean -log p, of norm 5 at most. Every token is scored before the weights learn of it, so this is the exact log-probability
+        of the texts in their order under a model that adapts; that of fixed weights is `log_prob`. The weights are restored.
+
+        Args:
+            data: texts, tokens or ids `[B, T]`, however long.
+            mask: of ids, `[B, T]`.
+            learning_rate: of the descent; 0 gives `log_prob`.
+            window: tokens between two steps.
+
+        Raises:
+            ValueError: an argument is out of range, or the learning rate so high that a loss is not finite.
+        """
+        checks.at_least(1, window=window)
+        if not 0.0 <= learning_rate < math.inf:
+            raise ValueError(f"`learning_rate` must be a number of at least 0; received {learning_rate!r}.")
+        batch = self.given(data, mask)
+        num_rows = len(batch["x"])
+        found, kept = np.zeros(num_rows), [w.numpy() for w in self.trainable_weights]
+        rate = tf.constant(learning_rate, self.float_dtype)
+        try:
+            for row in range(num_rows):
+                one = {name: value[row : row + 1] for name, value in batch.items()}
+                length = int(mask_to_lengths(one["mask"])[0])
+                before, state = tf.constant([self.boundary]), self.stack.initial_state(1)
+                for begin in range(0, length, window):
+                    ids = one["x"][:, begin : min(begin + window, length)]
+                    log_prob, state = self._learned(before, ids, state, one.get("y"), rate)
+                    found[row] += float(log_prob)
+                    before = ids[:, -1]
+                if not math.isfinite(found[row]):
+                    raise ValueError(
+                        f"`learning_rate` must be smaller: with {learning_rate:g} log p of row {row} is {found[row]}."
+                    )
+        finally:
+            for weight, value in zip(self.trainable_weights, kept, strict=True):
+                weight.assign(value)
+        return found
+
+    @functools.cached_property
+    def _learned(self) -> Any:
+        """Graph of a window: tokens before it `[1]`, its own `[1, T]`, state, class, rate -> log p, state; the weights learn."""
+
+        def learn(before: tf.Tensor, ids: tf.Tensor, state: State, label: tf.Tensor | None, rate: tf.Tensor) -> tuple:
+            with tf.GradientTape() as tape:
+                previous = tf.concat([before[:, None], ids[:, :-1]], 1)
+                hidden, final = self._hidden(previous, tf.ones_like(ids, tf.bool), state, label, False, None)
+                log_prob = tf.reduce_sum(self._log_probs(hidden, ids))
+                loss = -log_prob / tf.cast(tf.size(ids), log_prob.dtype)
+            gradients = tape.gradient(loss, [w.value for w in self.trainable_weights], unconnected_gradients="zero")
+            gradients, _ = tf.clip_by_global_norm([tf.convert_to_tensor(g) for g in gradients], _DYNAMIC_NORM)
+            for weight, gradient in zip(self.trainable_weights, gradients, strict=True):
+                weight.assign(weight - rate * tf.cast(gradient, weight.dtype))
+            return log_prob, final
+
+        return tf.function(learn, autograph=False, reduce_retracing=True)
 
     def generate(
         self,
