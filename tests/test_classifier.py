@@ -161,7 +161,39 @@ def test_classes_come_from_data() -> None:
     model = SequenceClassifier.from_data(Sequences(["a b", "b", "c"], y=["p", "", "n"]), units=[2], embedding_dim=2)
     assert (model.classes, model.text.vocabulary) == (("n", "p"), ["b", "a", "c"])
     frames = [np.zeros((2, 3), np.float32), np.ones((1, 3), np.float32)]
-    assert SequenceClassifier.from_data(Sequences(frames, y=[0, 2]), units=[2]).classes == ("0", "1", "2")
+    for data in (Sequences(frames, y=[0, 2]), {"x": frames, "y": [0, 2]}):
+        assert SequenceClassifier.from_data(data, units=[2]).classes == ("0", "1", "2")
+
+
+def test_labels_of_steps_that_agree_are_those_of_sequences(tmp_path: Path) -> None:
+    """A CSV file has a label at each step; of the first sequence, one of them is not known."""
+    rows = ["a,1,2", "a,2,", "b,3,0", "c,1,", "d,0,2", "d,0,2", "d,0,2"]
+    (tmp_path / "mine.csv").write_text("\n".join(["sequence,v,y", *rows]))
+    data = tfseq.load_dataset(tmp_path / "mine.csv")
+    model = SequenceClassifier.from_data(data, units=[2], dropout=0.0)
+    model.compile("sgd")
+    assert model.classes == ("0", "1", "2")
+    np.savez(tmp_path / "mine.npz", x=data.padded()["x"], lengths=data.lengths, y=np.array([2, 0, -1, 2]))
+    one = tfseq.load_dataset(tmp_path / "mine.npz")
+    assert model.prepare(data).padded()["y"].tolist() == model.as_batch(data)["y"].tolist() == one.y == [2, 0, -1, 2]
+    wanted = model.evaluate(one, verbose=0, return_dict=True)
+    for same in (stream(data, 2), stream(tfseq.write_shards(data, tmp_path / "shards", num_shards=1), 2)):  # not prepared
+        found = model.evaluate(same, verbose=0, return_dict=True)
+        np.testing.assert_allclose([found[k] for k in sorted(found)], [wanted[k] for k in sorted(wanted)], **CLOSE)
+    assert tfseq.evaluate(model, data, baselines_from=data)["baselines"] == {"most frequent class": pytest.approx(2 / 3)}
+    texts = Sequences(
+        [np.array(["on", "off"]), np.array([], str), np.array(["on"])], y=[np.array(["p", "p"]), [], np.array(["n"])]
+    )
+    assert SequenceClassifier.from_data(texts, units=[2], embedding_dim=2).prepare(texts).y == ["p", "", "n"]
+    (tmp_path / "mine.csv").write_text("\n".join(["sequence,v,y", *rows, "d,0,1"]))
+    changed = tfseq.load_dataset(tmp_path / "mine.csv")
+    for run in (SequenceClassifier.from_data, model.prepare, model.as_batch):
+        with pytest.raises(
+            ValueError, match="`y` must have one label.*sequence 'd' of the user's file mine.csv has 1 and 2.*tagger"
+        ):
+            run(changed)
+    with pytest.raises(ValueError, match="`y` must hold labels that were seen in training"):
+        model.evaluate(stream(changed, 4), verbose=0)
 
 
 @pytest.mark.parametrize("pooling", ["last", "attention"])

@@ -369,6 +369,12 @@ def test_vocabularies_come_from_data() -> None:
     assert letters.target_text.vocabulary == [END, "y", " ", "x"]
     with pytest.raises(ValueError, match="`dataset` must have `target`"):
         Seq2Seq.from_data(Sequences(["a"]))
+    with pytest.raises(ValueError, match=r"`target` must be texts.*received float32 of shape \[3\]"):
+        Seq2Seq.from_data(Sequences(["a"], target=[np.zeros(3, np.float32)]), min_count=1)
+    frames = {"x": [np.zeros((1, 2), np.float32)], "target": [np.array([1, 2, 5])]}  # a target is of its own length
+    assert Seq2Seq.from_data(frames, units=[2], embedding_dim=2).target_text.vocabulary == [*"12345", END]
+    with pytest.raises(ValueError, match="`dataset` must have `target`.*Is it for a tagger"):
+        Seq2Seq.from_data({**frames, "target": None})
     with pytest.raises(ValueError, match="`target_vocabulary` must have"):
         Seq2Seq(vocabulary=["a"], target_vocabulary=["b"])
 

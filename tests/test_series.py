@@ -273,6 +273,12 @@ def test_npz_of_several_sequences(npz_of):
     assert (lists(data.u), lists(data.y)) == ([[[0], [2], [4]], [[6]]], [[0, 1, 2], [3]])
     assert list(data.names) == ["mine-1", "mine-2"]
     assert npz_of(x=np.ones((2, 3, 1), int)).lengths.tolist() == [3, 3]
+    whole = npz_of(x=x, lengths=np.array([3, 1]), y=np.array([2, -1]))
+    assert (
+        all(isinstance(label, np.int32) for label in whole.y)
+        and whole.padded()["y"].tolist() == [2, -1]
+        and whole.padded()["y"].dtype == np.int32
+    )
     symbols = npz_of(x=np.array([[1, 2], [3, -5]]), lengths=np.array([2, 1]))
     assert lists(symbols.x) == [[1, 2], [3]] and symbols.x[0].dtype == np.int32
 
@@ -315,6 +321,11 @@ FLOATS, WHOLES = np.zeros((4, 2)), np.zeros((4, 2), int)
         ({"x": FLOATS, "u": np.zeros(4)}, "`u` must be numbers"),
         ({"x": FLOATS, "u": np.full((4, 1), np.nan)}, r"value of `u` must be .*received nan at index \[0, 0\]"),
         ({"x": FLOATS, "y": np.zeros((4, 1), int)}, r"`y` must be whole numbers \[4\]"),
+        (
+            {"x": FLOATS[None], "y": np.zeros(4, int)},
+            r"`y` must be whole numbers \[1, 4\], or \[1\]; received int64 of shape \[4\]",
+        ),
+        ({"x": FLOATS[None], "y": np.array([-2])}, r"value of `y` must be a whole number.*received -2 at index \[0\]"),
         ({"x": FLOATS, "y": np.array([0, 0, 0.5, 0])}, r"value of `y` must be a whole number.*received 0.5 at index \[2\]"),
         ({"x": FLOATS + np.inf}, r"value of `x` must be a finite number.*received inf at index \[0, 0\]"),
         ({"x": np.full((2, 1, 1), 1e39)}, r"received 1e\+39 at index \[0, 0, 0\]"),

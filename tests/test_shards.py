@@ -118,6 +118,18 @@ def test_windows_are_those_of_the_data_in_the_order_of_the_shards(texts, written
         assert_same(batches_of(windows(written_texts, batch_size, num_steps, seed=seed, skip=3), num - 3), wanted[3:])
 
 
+@pytest.mark.parametrize("dtype", ["int64", "uint8"])
+def test_the_end_of_rows_of_ids_is_as_in_memory(tmp_path, dtype):
+    ids = Sequences([np.arange(n, n + 3, dtype=dtype)[:n] for n in (3, 1, 2)], name="ids")
+
+    def prepare(data):
+        return Sequences([np.append(x, np.int32(256)) for x in data.x])  # more than a byte holds, as `models.reader` writes it
+
+    found = write_shards(ids, tmp_path, num_shards=1).prepared(prepare)
+    for read in (lambda data: stream(data, 2), lambda data: windows(data, 1, 4)):
+        assert_same(list(read(found).as_numpy_iterator()), list(read(prepare(ids)).as_numpy_iterator()))
+
+
 def test_a_sample_knows_what_stands_elsewhere(texts, monkeypatch, tmp_path):
     monkeypatch.setattr(shards, "_SAMPLE_BYTES", 500)
     sample = write_shards(texts, tmp_path / "texts", num_shards=2).sample()

@@ -92,14 +92,15 @@ def load_series(path: str | Path, split: str = "train") -> Sequences:
     - `sequence`: what the sequence of the step is called, any text; its rows stand together. Without it, all are one sequence.
     - `step`, `date`, `year`, `time` and others of `TIMES`: when the step is. They are no features. Numbers and ISO dates must
       increase within a sequence (`year` and `quarter` together); other text is not looked at.
-    - `y`: the step's label, a whole number; empty or -1 where it is not known.
+    - `y`: the step's label, a whole number; empty or -1 where it is not known. A label of whole sequences, for a classifier,
+      stands at every step, or at some, and does not change within a sequence.
     - `u_NAME`: a control, which is always there.
     - every other: a feature, in the order of the columns. Empty, `NA` or `NaN` is missing. A single feature called `symbol`
       is symbols, whole numbers from 0.
 
     An NPZ file has `x`: one sequence `[T, D]`, or symbols `[T]`; or several padded on the right, `[N, T, D]`, or symbols
     `[N, T]` with `lengths`. Beside it may stand `lengths [N]`, `observed` (bool, as `x`; NaN is missing too), `u [T, U]` or
-    `[N, T, U]`, and `y [T]` or `[N, T]`.
+    `[N, T, U]`, and `y [T]` or `[N, T]`, or `[N]`, a label of each whole sequence.
 
     Args:
         path: the file, which has only the split `"train"`; or a folder with `train.csv`, `valid.csv`, `test.csv` (or `.npz`).
@@ -148,7 +149,7 @@ def _fields(x: list[np.ndarray], u: list[np.ndarray] | None, y: list[np.ndarray]
         "x": [np.where(seen, a, 0.0).astype(np.int32 if symbols else np.float32) for a, seen in zip(x, observed, strict=True)],
         "observed": None if all(seen.all() for seen in observed) else observed,
         "u": None if u is None else [a.astype(np.float32) for a in u],
-        "y": None if y is None else [np.where(np.isnan(a), -1, a).astype(np.int32) for a in y],
+        "y": None if y is None else [np.where(np.isnan(a), -1, a).astype(np.int32)[()] for a in y],  # of a sequence a number
     }
 
 
@@ -366,7 +367,9 @@ def _read_npz(path: Path) -> dict[str, Any]:
     _check_array(path, "observed", observed, "b", x.shape, f"bool of the shape of `x`, {list(x.shape)}")
     controls = u.shape[-1] if u is not None and u.ndim else 0
     _check_array(path, "u", u, "fiub", (*lead, controls), f"numbers [{', '.join(map(str, lead))}, U]")
-    _check_array(path, "y", y, "fiu", lead, f"whole numbers {list(lead)}")
+    of_sequences = several and y is not None and y.ndim == 1
+    words = f"whole numbers {list(lead)}{f', or {list(lead[:1])}' if several else ''}"
+    _check_array(path, "y", y, "fiu", lead[:1] if of_sequences else lead, words)
     _check_array(path, "lengths", lengths, "iu", x.shape[:1], f"whole numbers {list(x.shape[:1])}")
     if not several:
         x = x[None]
@@ -383,7 +386,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
         """Each sequence without its padding, float64, NaN where missing."""
         if values is None:
             return None
-        out = [a[:n].astype(np.float64) for a, n in zip(values, lengths, strict=True)]
+        out = [(a[:n] if a.ndim else a).astype(np.float64) for a, n in zip(values, lengths, strict=True)]
         for i, a in enumerate(out):
             if name == "x" and observed is not None:
                 a[~observed[i, : len(a)]] = np.nan  # whatever stands there

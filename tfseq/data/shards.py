@@ -624,7 +624,9 @@ class Shards:
             elif not field.whole:
                 values = values.with_row_splits_dtype(tf.int32)
             if end := self._suffix.get(name):
-                values = tf.concat([values, tf.repeat(tf.constant([end]), tf.shape(records)[0], 0)], 1)
+                if not field.is_text:  # as in memory, where the id of an end is int32
+                    values = tf.cast(values, np.result_type(field.dtype, np.int32))
+                values = tf.concat([values, tf.repeat(tf.constant([end], values.dtype), tf.shape(records)[0], 0)], 1)
             found[name] = values
         return found
 
@@ -798,7 +800,7 @@ class Shards:
                 return {"x": tf.where(mask, x, tf.zeros_like(x)), "mask": mask, "fresh": mask & (fresh | (place == 0))}
 
             chunks = records.batch(in_chunk).enumerate().map(steps_of).filter(lambda x, _: tf.size(x) > 0)
-            nothing = tf.zeros([0], tf.string if field.is_text else field.dtype), tf.zeros([0], tf.bool)
+            nothing = tf.zeros([0], chunks.element_spec[0].dtype), tf.zeros([0], tf.bool)
             parts = chunks.rebatch(num_steps).concatenate(tf.data.Dataset.from_tensors(nothing))  # a lane may end a window early
             return parts.enumerate().take(size - begin).map(window)
 

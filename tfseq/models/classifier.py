@@ -6,6 +6,7 @@ or a weighted sum of h over real steps; p(y | x) = softmax(W v + b).
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import keras
@@ -17,7 +18,7 @@ from tfseq.layers.attention import AttentionPooling
 from tfseq.layers.recurrent import Cell, RecurrentStack
 from tfseq.layers.text import Unit
 from tfseq.models.base import FROM_DATA, Batch, Endpoint, Terms, graph
-from tfseq.models.reader import Reader, classes_of
+from tfseq.models.reader import NEVER_SEEN, UNKNOWN_LABEL, Reader, classes_of
 from tfseq.ops.masking import fill, lengths_to_mask
 
 POOLINGS = ("last", "mean", "max", "attention")
@@ -123,12 +124,15 @@ class SequenceClassifier(Reader):
 
     @classmethod
     def from_data(cls, dataset: Any, **hyperparameters: Any) -> Self:
-        """A classifier whose vocabulary and classes are those of a data set with tokens, texts or frames x and labels y."""
+        """A classifier whose vocabulary and classes are those of a data set with tokens, texts or frames x and labels y.
+
+        A sequence has one label, or one at each step, all alike where they are known.
+        """
         data = cls.as_dataset(dataset)
         if getattr(data, "y", None) is None:
             raise ValueError("`dataset` must have `y`, a label for each sequence; received none.")
-        labels = [np.reshape(label, -1)[0] for label in data.y]
-        return cls(**{**cls.text_arguments(data, hyperparameters), "classes": classes_of(labels), **hyperparameters})
+        classes = classes_of(whole_labels(data))
+        return cls(**{**cls.text_arguments(data, hyperparameters), "classes": classes, **hyperparameters})
 
     @classmethod
     def tiny(cls, **hyperparameters: Any) -> Self:
@@ -137,6 +141,28 @@ class SequenceClassifier(Reader):
 
     def batch_spec(self) -> dict[str, tf.TensorSpec]:
         return {**super().batch_spec(), "y": tf.TensorSpec([None], tf.int32)}
+
+    def prepare(self, data: Any) -> Any:
+        """As of `Reader`; labels of steps become those of sequences."""
+        data = super().prepare(data)
+        return data if data.y is None else dataclasses.replace(data, y=whole_labels(data))
+
+    def as_batch(self, data: Any) -> Batch:
+        """As of `Reader`; labels of the steps of a data set become those of its sequences."""
+        return super().as_batch(self.prepare(data) if dataclasses.is_dataclass(data) else data)
+
+    def encode(self, batch: Batch) -> Batch:
+        """As of `Reader`; labels of steps `[B, T]`, as a stream may have them, become those of sequences `[B]`."""
+        batch = super().encode(batch)
+        y = batch.get("y")
+        if y is None or y.shape.rank < 2:
+            return batch
+        y = tf.cast(y, tf.int32)
+        if "mask" in batch:  # strings need none: those of padded steps are empty
+            y = tf.where(batch["mask"], y, UNKNOWN_LABEL)
+        high = tf.reduce_max(y, 1)
+        low = tf.reduce_min(tf.where(y == UNKNOWN_LABEL, high[:, None], y), 1)
+        return {**batch, "y": tf.where(low == high, high, NEVER_SEEN)}
 
     # The network ---------------------------------------------------------------------------------------------------
 
@@ -219,3 +245,28 @@ class SequenceClassifier(Reader):
     def _serve_text(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
         tokens, mask = self.text.tokenize(text)
         return self._answer({"x": tokens, "mask": mask})
+
+
+def whole_labels(data: Any) -> Any:
+    """The label of each sequence of a data set; where its labels are of steps, the one that those of a sequence share.
+
+    Steps whose label is not known do not count.
+
+    Raises:
+        ValueError: the labels of a sequence differ.
+    """
+    if not len(data.y) or np.ndim(data.y[0]) == 0:
+        return data.y
+    found = []
+    for i, y in enumerate(data.y):
+        known = sorted(set(np.ravel(y).tolist()) - {UNKNOWN_LABEL, ""})
+        if len(known) > 1:
+            name = repr(data.names[i]) if getattr(data, "names", ()) else i
+            raise ValueError(
+                f"`y` must have one label for each sequence, or the same at all its steps; sequence {name} of "
+                f"{getattr(data, 'source', '') or 'the data'} has {known[0]!r} and {known[1]!r}. The model tagger learns labels "
+                "of steps."
+            )
+        found += known or [None]
+    unknown = "" if any(isinstance(label, str) for label in found) else UNKNOWN_LABEL
+    return [unknown if label is None else label for label in found]

@@ -134,7 +134,9 @@ class Seq2Seq(Reader):
         """
         data = cls.as_dataset(dataset)
         if getattr(data, "target", None) is None:
-            raise ValueError("`dataset` must have `target`, another sequence for each x; received none.")
+            raise ValueError(
+                "`dataset` must have `target`, another sequence for each x; received none. Is it for a tagger or a classifier?"
+            )
         found = cls.text_arguments(data, hyperparameters)
         settings = dict(hyperparameters)
         if settings.get("target_unit") is not None:

@@ -226,12 +226,13 @@ class SequenceTagger(Reader):
             if short.any():
                 row = int(np.flatnonzero(short)[0])
                 raise ValueError(
-                    f"`target` must fit into the steps of `x`: row {row} has {real[row]} steps for {mask[row].sum()} symbols and "
-                    f"{repeats[row]} blanks between equal ones. Is it another recording, or are the frames too long?"
+                    f"`target` must fit into the steps of `x`: sequence {batch['row'][row]} has {real[row]} steps for "
+                    f"{mask[row].sum()} symbols and {repeats[row]} blanks between equal ones. Is it another recording, or are "
+                    "the frames too long?"
                 )
         elif self.crf is not None and self.crf.allowed is not None:
             start, follow, end = (np.array(a) for a in self.crf.allowed)
-            for row, (tags, keep) in enumerate(zip(batch["y"], batch["mask"], strict=True)):
+            for row, tags, keep in zip(batch["row"], batch["y"], batch["mask"], strict=True):
                 y = tags[keep]
                 before, now = y[:-1], y[1:]
                 wrong = (before >= 0) & (now >= 0) & ~follow[before, now]
@@ -243,7 +244,7 @@ class SequenceTagger(Reader):
                     hint = 'If they are IOB1, where I- begins entities, set scheme="iob1". ' if self.scheme == "bio" else ""
                     raise ValueError(
                         f"`y` must be legal in the scheme {self.scheme!r}, as to a constrained CRF all else is impossible; "
-                        f"row {row} has {some} at step {places[0]}. {hint}Repair the tags "
+                        f"sequence {row} has {some} at step {places[0]}. {hint}Repair the tags "
                         '(`tfseq.schemes.repair`, or `illegal="repair"` of `load_conll`), or set constrained=False.'
                     )
 
