@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 """Fuzzing: what models do with any arguments, and readers with any files.
 
-    python scripts/fuzz.py models [--minutes 15] [--model hmm] [--seed 0] [--graphs]
+    python scripts/fuzz.py models [--minutes 15] [--model hmm] [--method from_data] [--seed 0] [--graphs]
     python scripts/fuzz.py parsers [--minutes 2] [--parser csv] [--seed 0] [--out DIR]
 
-`models`: calls of all public methods of every model and of its variants, from the strategies of `tests/strategies.py`. A call has
-a defined answer, without NaN, or is a ValueError that names the argument. With `--graphs` methods run as graphs, traced anew for
-new shapes; otherwise op by op, which is the same mathematics and many more calls.
+`models`: calls of all public methods of every model and of its variants, `from_data` and `pretrain` among them, from the
+strategies of `tests/strategies.py`. A call has a defined answer, without NaN, or is a ValueError that names the argument. With
+`--graphs` methods run as graphs, traced anew for new shapes; else op by op, which is the same mathematics and many more calls.
 
 `parsers`: each reader of `tests/parsers.py` for `--minutes`, by Atheris (libFuzzer), which varies files that are read and keeps
 those that reach new lines of tfseq. A file is data that models take, or a ValueError that names it and the place, in bounded time
@@ -115,7 +115,7 @@ def fuzz_parser(name: str, minutes: float, seed: int, out: Path) -> None:
 # Models -------------------------------------------------------------------------------------------------------------
 
 
-def fuzz_models(chosen: str | None, minutes: float, seed: int, graphs: bool) -> int:
+def fuzz_models(chosen: str | None, minutes: float, seed: int, graphs: bool, method: str | None = None) -> int:
     """Calls of all models in turn until the time is over; how many findings."""
     import keras
     import strategies
@@ -137,15 +137,18 @@ def fuzz_models(chosen: str | None, minutes: float, seed: int, graphs: bool) -> 
 
     def some_calls(case: str, model: Any) -> None:
         weights = model.get_weights()
+        of_data = [name for name in strategies.FROM_DATA if hasattr(model, name)]
+        every = [name for name in (*of_data, *strategies.methods(model)) if method in (None, name)]
+        fast = [name for name in every if name not in (*of_data, *strategies.OF_KERAS)]
+        slow = [name for name in every if name not in fast]
 
         @seeded(rng.getrandbits(32))
         @settings(max_examples=60, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
         @given(st.data())
         def attempt(data: st.DataObject) -> None:
-            few = len(strategies.OF_KERAS) if data.draw(st.integers(0, 3)) else 0  # Keras's own take long
-            method = data.draw(st.sampled_from(strategies.methods(model)[few:]))
-            kind = data.draw(st.sampled_from([strategies.legal_calls, strategies.wrong_calls]))
-            call = data.draw(kind(model, method))
+            name = data.draw(st.sampled_from(slow if slow and not data.draw(st.integers(0, 3)) else fast or slow))
+            kinds = [strategies.data_calls] if name in of_data else [strategies.legal_calls, strategies.wrong_calls]
+            call = data.draw(data.draw(st.sampled_from(kinds))(model, name))
             start = time.monotonic()
             try:
                 tried[strategies.outcome(model, call)] += 1
@@ -153,11 +156,12 @@ def fuzz_models(chosen: str | None, minutes: float, seed: int, graphs: bool) -> 
                     raise TimeoutError(f"{seconds:.0f} s")
             except Exception as error:
                 tried["wrong"] += 1
-                findings.add(f"{case} {method}", error, f"{method}({_shown(call.arguments)})")
-            if method == "fit":
+                findings.add(f"{case} {name}", error, f"{name}({_shown(call.arguments)})")
+            if name in ("fit", "pretrain"):
                 model.set_weights(weights)
 
-        attempt()
+        if every:
+            attempt()
 
     while time.monotonic() < end:
         for case, (name, overrides) in cases.items():
@@ -187,6 +191,7 @@ def main() -> None:
     parser.add_argument("what", choices=["models", "parsers"])
     parser.add_argument("--minutes", type=float, help="of all models, 15; of each reader, 2")
     parser.add_argument("--model", help="a model, or a variant of tests/test_conformance.py such as dmm-symbols")
+    parser.add_argument("--method", help="models: this one alone")
     parser.add_argument("--parser", help="a reader of tests/parsers.py")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--graphs", action="store_true", help="models: run methods as graphs")
@@ -194,7 +199,7 @@ def main() -> None:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.what == "models":
-        raise SystemExit(bool(fuzz_models(chosen.model, chosen.minutes or 15.0, chosen.seed, chosen.graphs)))
+        raise SystemExit(bool(fuzz_models(chosen.model, chosen.minutes or 15.0, chosen.seed, chosen.graphs, chosen.method)))
     if importlib.util.find_spec("atheris") is None:
         raise SystemExit("The readers are fuzzed by Atheris, which is not installed: pip install -e '.[fuzz]' (Linux and macOS).")
     minutes = chosen.minutes or 2.0

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,16 +17,19 @@ import tensorflow as tf
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from tfseq.checks import LARGEST
 from tfseq.models.base import SequenceModel
 from tfseq.models.reader import Reader
 
-# Of numbers, those that a model's range has are used: the largest floats, the smallest, and those between that anyone has.
+# Of numbers, those that a model's range has are used: the largest that models take, the smallest floats, and those between that
+# anyone has.
 _TYPICAL = (0.0, 1.0, 0.5, -0.0, -1.5, 2.0)
-_EXTREME = (1e30, -1e30, 3.4e38, 1e-45, 1e-38, 1e6, 255.0)
+_EXTREME = (LARGEST, -LARGEST, 1e-45, 1e-38, 1e6, 255.0)
 _TEXTS = (
     "", "on off", "a", " ", "\n\t", "日本語", "e\u0301", "\U0001f600\ufe0f", "off, on" * 20, "\0", "don't", "\ud800", "\ufeff",
 )  # fmt: skip
 OF_KERAS = ("predict", "evaluate", "fit")
+FROM_DATA = ("from_data", "pretrain")
 _TAKES_DATA = ("x", "data", "v", "prompts", "num_sequences")
 # What is no question to a model: parts of one, and what trains for long.
 _NOT_ASKED = {
@@ -102,7 +107,7 @@ def batches(draw: st.DrawFn, model: SequenceModel, shape: tuple[int, int] | None
     x = draw(_numbers(model, sizes, typical))
     batch["x"] = np.where(keep, x, np.nan if x.dtype.kind == "f" else x).astype(x.dtype)
     if "u" in specs:
-        values = st.sampled_from(_TYPICAL if typical else _TYPICAL + _EXTREME[3:])
+        values = st.sampled_from(_TYPICAL if typical else _TYPICAL + _EXTREME[2:])
         batch["u"] = draw(arrays.arrays(np.float32, (*sizes[:2], specs["u"].shape[2]), elements=values.map(np.float32)))
     num_labels = getattr(model, "num_states", 0) or len(getattr(model, "labels", ()))
     if "y" in specs and draw(st.booleans()):
@@ -219,6 +224,7 @@ def _spoilt(value: Any) -> st.SearchStrategy[Any]:
         lambda a: a.astype(np.float16),
         lambda a: np.full(a.shape, np.nan),
         lambda a: np.full(a.shape, -np.inf),
+        lambda a: np.full(a.shape, 3.4e38),
         lambda a: np.full(a.shape, -1),
         lambda a: np.full(a.shape, 2**31 - 1),
         lambda a: np.full(a.shape, 2**40),
@@ -230,8 +236,13 @@ def _spoilt(value: Any) -> st.SearchStrategy[Any]:
         lambda a: tf.constant(a),
         lambda a: ~a if a.dtype == bool else -a,
     ]
-    with np.errstate(all="ignore"):
-        return st.sampled_from(changes).map(lambda change: change(value)) | st.sampled_from(_WRONG)
+
+    def changed(change: Callable[[np.ndarray], Any]) -> Any:
+        with np.errstate(all="ignore"), contextlib.suppress(ValueError, TypeError, IndexError):  # strings have no NaN
+            return change(value)
+        return None
+
+    return st.sampled_from(changes).map(changed) | st.sampled_from(_WRONG)
 
 
 @st.composite
@@ -254,6 +265,40 @@ def wrong_calls(draw: st.DrawFn, model: SequenceModel, method: str, shape: tuple
     return Call(method, arguments, 0, False)
 
 
+# Data that a model is made from, or begins with ----------------------------------------------------------------------
+
+
+@st.composite
+def data_calls(draw: st.DrawFn, model: SequenceModel, method: str) -> Call:
+    """A call of one of `FROM_DATA`, on data of which most have been spoilt; a model made from them is as small as this one."""
+    data = draw(batches(model))
+    if isinstance(model, Reader) and model.text is not None and draw(st.booleans()):
+        data = {**data, **draw(texts(model, len(data["mask"])))}
+    mask = data.pop("mask")
+    if draw(st.booleans()):
+        lengths = mask.sum(1).tolist()
+        is_cut = {name: isinstance(a, np.ndarray) and a.ndim > 1 for name, a in data.items()}
+        data = {n: [row[:k] for row, k in zip(a, lengths, strict=True)] if is_cut[n] else a for n, a in data.items()}
+    else:
+        data["mask"] = mask
+    for _ in range(draw(st.integers(0, 2))):
+        name = draw(st.sampled_from(sorted(data)))
+        if isinstance(data[name], list) and data[name] and draw(st.booleans()):  # one sequence
+            place = draw(st.integers(0, len(data[name]) - 1))
+            data[name] = [draw(_spoilt(a)) if i == place else a for i, a in enumerate(data[name])]
+        else:
+            data[name] = draw(_spoilt(data[name]))
+    if method == "pretrain":
+        settings = {"epochs": 1, "batch_size": 2}
+    else:
+        settings = {n: a for n, a in model._hyperparameters.items() if n not in model.from_data_arguments()}
+    first = next(iter(inspect.signature(getattr(model, method)).parameters))
+    form = draw(st.sampled_from(["dict", "object", "x"]))
+    fields = {name: data.get(name) for name in ("x", "observed", "u", "y", "target")}
+    given = data if form == "dict" else data["x"] if form == "x" else types.SimpleNamespace(**fields)
+    return Call(method, {first: given, **settings}, 0, False)
+
+
 # What may become of a call ------------------------------------------------------------------------------------------
 
 
@@ -269,7 +314,7 @@ def outcome(model: SequenceModel, call: Call) -> str:
         if len(message) > 2000 or not re.search(r"`\w+|received also", message):
             raise AssertionError(f"the error names no argument, or is long: {type(error).__name__}: {message[:500]}") from error
         return "refused"
-    for array in _arrays(answer):
+    for array in arrays_of(answer):
         if array.dtype.kind in "fc":
             assert not np.isnan(array).any(), f"NaN in an answer of shape {array.shape}"
             assert not call.typical or np.isfinite(array[array != -np.inf]).all(), "infinity in an answer about ordinary numbers"
@@ -278,17 +323,21 @@ def outcome(model: SequenceModel, call: Call) -> str:
     return "answered"
 
 
-def _arrays(answer: Any) -> Iterator[np.ndarray]:
+def arrays_of(answer: Any) -> Iterator[np.ndarray]:
     """The arrays of an answer."""
     if hasattr(answer, "history"):
         answer = answer.history
+    if isinstance(answer, SequenceModel):
+        answer = answer.get_weights()
     if isinstance(answer, Mapping):
         answer = tuple(answer.values())
+    if isinstance(answer, list) and answer and isinstance(answer[0], Mapping):  # histories
+        answer = tuple(answer)
     if isinstance(answer, tuple):
         for part in answer:
-            yield from _arrays(part)
+            yield from arrays_of(part)
     elif isinstance(answer, list) and answer and hasattr(answer[0], "shape"):
-        yield from _arrays(tuple(answer))
+        yield from arrays_of(tuple(answer))
     elif isinstance(answer, list):
         numbers = [a for a in answer if isinstance(a, float)]
         yield np.array(numbers) if numbers else np.empty(len(answer), object)

@@ -13,6 +13,7 @@ import numpy as np
 import parsers
 import pytest
 import strategies
+import tensorflow as tf
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_conformance import CASES
@@ -53,6 +54,22 @@ def test_a_call_is_answered_or_refused_by_the_name_of_an_argument(
     assert ("answered" if calls is strategies.legal_calls else "refused") in seen
 
 
+# models whose `from_data` have code of their own, and one that is pre-trained
+@pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")  # of tf.data
+@pytest.mark.parametrize("name", ["dmm", "hmm", "kalman", "lm", "rbm", "tagger", "dbm"])
+def test_data_make_a_model_or_are_refused_by_name(name: str, eager: None) -> None:
+    model, seen = tiny(name), set()
+    method = "pretrain" if hasattr(model, "pretrain") else "from_data"
+
+    @settings(settings.get_profile("same"), max_examples=4 if method == "pretrain" else 8)
+    @given(st.data())
+    def attempt(data: st.DataObject) -> None:
+        seen.add(strategies.outcome(model, data.draw(strategies.data_calls(model, method))))
+
+    attempt()
+    assert "refused" in seen
+
+
 X = np.ones((2, 3, 3), np.float32)
 TOKENS = np.zeros((2, 3), np.int32)
 
@@ -76,7 +93,7 @@ TOKENS = np.zeros((2, 3), np.int32)
         (
             "hmm-trials",
             "log_prob",
-            {"x": np.full((2, 3, 3), 3e38), "u": X[..., :1]},
+            {"x": np.full((2, 3, 3), 1e30), "u": X[..., :1]},
             "`x` must be a whole number .* below 2\\^31",
         ),
         (
@@ -85,8 +102,8 @@ TOKENS = np.zeros((2, 3), np.int32)
             {"x": X[:, 0], "state": {"log_belief": np.zeros((3, 3))}},
             r"`state\['log_belief'\]` must have shape",
         ),
-        ("rbm", "free_energy", {"v": np.full((2, 3), np.nan)}, "`v` must be finite; it holds nan"),
-        ("rbm", "free_energy", {"v": np.full((2, 3), 3e38)}, "`v` must be in"),
+        ("rbm", "free_energy", {"v": np.full((2, 3), np.nan)}, "`v` must be finite .*received nan at index"),
+        ("rbm", "free_energy", {"v": np.full((2, 3), 3e38)}, r"`v` must be finite .*no larger than 1e\+30"),
         ("rbm", "gibbs", {"v": [["a", "b", "c"]]}, "`v` must be numbers"),
         ("rbm", "log_prob", {"x": X, "log_partition": [1.0]}, "`log_partition` must be log Z, a finite number"),
         ("lm", "log_prob", {"data": TOKENS + 3}, "`x` must be ids from 0 to 2"),  # the number of the boundary, which is no token
@@ -120,6 +137,80 @@ def test_what_once_came_out_of_numpy_or_tensorflow_names_its_argument(
         model.compile("sgd")
     with pytest.raises(ValueError, match=message):
         getattr(model, method)(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("rbm", {}, "`dataset` must hold sequences"),
+        ("rbm", np.float32(1.0), "`x` must be a list of sequences"),
+        ("rbm", {"x": {"x": None}}, "`x` must be a list of sequences"),
+        ("rbm", np.array("2001-01-01", "M8[D]"), "`x` must be a list of sequences"),
+        ("rbm", [[1, 2, 3], np.nan], "`x` must be sequences, each .* received single values"),
+        ("rbm", [[[1, 2]], [1, 2]], "The sequences of `x` must agree"),
+        ("rbm", [[[1.0], [2.0, 3.0]]], "`x` must be an array, or rows of one length"),
+        ("rbm", tf.ragged.constant([[1], [2, 3]]), "`x` must be"),
+        ("rbm", {"x": X, "mask": [[True, False, True]] * 2}, "`mask` must be right-padded"),
+        ("rbm", {"x": X, "mask": np.ones((2, 1), bool)}, r"`mask` must be bool of shape .* = \[2, 3\]"),
+        ("kalman", X.astype(str), "`x` must be numbers; received <U"),
+        ("kalman", {"x": X, "observed": {"x": None}}, "`observed` must be a list of sequences"),
+        ("kalman", {"x": X, "observed": np.ones((2, 3, 1), bool)}, "`observed` must fit `x`; of sequence 0"),
+        ("kalman", {"x": X, "observed": np.ones(X.shape, object)}, "`observed` must be bool; received object"),
+        ("dmm", X * np.nan, r"`x` must be finite .* at index \(0, 0, 0\) and 8 other places"),
+        ("dmm", X[:1, :, :1] * np.float32(3.4e38), r"`x` must be finite .*no larger than 1e\+30; received 3.39"),
+        ("dmm", {"x": X, "u": X[:, :2]}, "`u` must fit `x`"),
+        ("dmm", X[0], r"`x` must be vectors \[T, D\] for this head"),
+        ("dmm-symbols", X, r"`x` must be symbols \[T\]"),
+        ("hmm-symbols", np.full((1, 2), 2**31 - 1), "`x` must hold symbols from 0 to 1048575; received 2147483647"),
+        ("lm", [[1, 2**40]], "`x` must hold symbols from 0 to"),
+        ("lm", [["\ud800"]], "`vocabulary` and classes must be Unicode"),
+        ("lm", [], "`x` must be texts, tokens or ids"),
+        ("tagger", {"x": [["a", "b"]], "y": [[0]] * 2}, "`y` must have one item for each of the 1 of `x`"),
+        ("tagger", {"x": [["a", "b"]], "y": [[0, 2**40]]}, "`y` must hold symbols from 0 to"),
+        ("tagger", {"x": [["a", "b"]], "y": [[0.5, 1.0]]}, "`y` must hold labels, strings or whole numbers; received"),
+        ("tagger", {"x": X, "y": np.array([[1, None, 2]] * 2)}, "`y` must be numbers, or all strings; received object"),
+        ("seq2seq", {"x": [["a"]], "target": X[:1]}, "`target` must fit `x`"),
+    ],
+)
+def test_data_that_no_model_is_made_from_are_refused_by_name(name: str, data: Any, message: str) -> None:
+    model, overrides = CASES[name]
+    symbols = {key: value for key, value in overrides.items() if value == "categorical"}  # the head, or the emission
+    with pytest.raises(ValueError, match=message):
+        MODELS[model].from_data(data, **symbols)
+
+
+def test_what_is_padded_is_no_data_and_targets_have_lengths_of_their_own(eager: None) -> None:
+    data = {"x": [[1, 2, 9]], "mask": [[True, True, False]], "target": [[3, 4, 5, 9]], "target_mask": [[True] * 3 + [False]]}
+    data = {name: np.array(a) for name, a in data.items()}
+    model = MODELS["seq2seq"].from_data(data, embedding_dim=2, units=[2])
+    assert (model.text.size, model.num_targets) == (3, 7)  # 0, 1, 2; 0, 1, ... 5 and the end
+    labelled = {"x": data["x"], "mask": data["mask"], "y": [1]}
+    assert MODELS["classifier"].from_data(labelled, embedding_dim=2, units=[2]).text.size == 3
+
+
+@pytest.mark.parametrize("x", [np.zeros((0, 3)), np.zeros((0, 2, 3)), [np.zeros((0, 3))], [np.zeros((1, 2))], np.zeros(3)])
+def test_pretraining_refuses_what_is_no_data(x: Any) -> None:
+    with pytest.raises(ValueError, match="`x` (has no sequences|must)"):
+        tiny("dbm").pretrain(x)
+
+
+@pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")  # of tf.data
+def test_numbers_whose_sums_overflow_float32_are_refused_everywhere(eager: None) -> None:
+    """Near its largest number a filter said NaN; up to the bound it has an answer."""
+    model = tiny("kalman")
+    model.compile()
+    for x, is_taken in ((1e30, True), (1.1e30, False), (3.4e38, False), (-3.4e38, False)):
+        batch = {"x": np.full((1, 2, 3), x, np.float32)}
+        stream = tf.data.Dataset.from_tensors(batch)
+        calls: list[Callable[[], Any]] = [lambda b=batch: model.filter(b), lambda s=stream: model.evaluate(s, verbose=0)]
+        for call in calls:
+            if is_taken:
+                assert not any(np.isnan(a).any() for a in strategies.arrays_of(call()))
+            else:
+                with pytest.raises(ValueError, match=r"`x` must be finite wherever .*no larger than 1e\+30"):
+                    call()
+        hidden = {**batch, "observed": np.zeros((1, 2, 3), bool)}
+        np.testing.assert_array_equal(model.log_prob(hidden), [0.0])
 
 
 def test_a_count_may_be_a_number_of_numpy(eager: None) -> None:

@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+LARGEST = 1e30
+"""Of a number that models take: float32 leaves no room above it for sums and products, whose overflow would end as NaN."""
+
 
 def nearest(name: str, options: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the option closest to `name`, or nothing."""
@@ -44,6 +47,22 @@ def array(argument: str, value: Any) -> np.ndarray:
         return np.asarray(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"`{argument}` must be an array, or rows of one length; NumPy says: {error}.") from error
+
+
+def finite(argument: str, values: np.ndarray, keep: Any = True, place: tuple[int, ...] = ()) -> None:
+    """Raises where `values`, which are at `place`, are not finite or too large for float32, but count (`keep`)."""
+    if values.dtype.kind != "f":
+        return
+    fits = (np.abs(values) <= min(LARGEST, float(np.finfo(values.dtype).max))) | ~np.asarray(keep)
+    if fits.all():
+        return
+    where = tuple(int(i) for i in np.argwhere(~fits)[0])
+    more = int((~fits).sum()) - 1
+    raise ValueError(
+        f"`{argument}` must be finite wherever it is real and observed, no larger than {LARGEST:g}; received {values[where]} at "
+        f"index {(*place, *where)}{f' and {more} other places' if more else ''}. "
+        "For missing values pass `observed` with False at these entries."
+    )
 
 
 def positive(**arguments: Any) -> None:

@@ -128,7 +128,9 @@ class Head(keras.layers.Layer):
     @classmethod
     def event_dim_of(cls, x: Sequence[np.ndarray], observed: Sequence[np.ndarray] | None = None) -> int:
         """D of a data set of sequences `[T_i, D]`."""
-        return int(x[0].shape[-1])
+        if np.ndim(x[0]) != 2:
+            raise ValueError(f"`x` must be vectors [T, D] for this head; received shape {list(np.shape(x[0]))}.")
+        return int(np.shape(x[0])[-1])
 
     @classmethod
     def mean_of(

@@ -156,6 +156,12 @@ class Categorical(Head):
     def _seen(x: Sequence[np.ndarray], observed: Sequence[np.ndarray] | None) -> np.ndarray:
         """The observed symbols of all steps; what stands in the place of a missing one is no symbol."""
         symbols = np.concatenate(x)
+        if symbols.ndim != 1 or (symbols.size and symbols.dtype.kind not in "iu"):
+            raise ValueError(
+                f"`x` must be symbols [T] of whole numbers for this head; received {symbols.dtype} of shape "
+                f"[T{''.join(f', {n}' for n in symbols.shape[1:])}]."
+            )
+        symbols = symbols.astype(np.int64)
         return symbols if observed is None else symbols[np.concatenate(observed)]
 
     @classmethod

@@ -170,7 +170,10 @@ class Text(keras.layers.Layer):
 
 def static_table(keys: Sequence[Any], values: np.ndarray, default: int = 0) -> tf.lookup.StaticHashTable:
     """A table keys -> values int64 that a SavedModel carries; `default` for other keys."""
-    keys = tf.constant(keys, tf.string if isinstance(keys[0], str) else tf.int64)
+    try:
+        keys = tf.constant(keys, tf.string if isinstance(keys[0], str) else tf.int64)
+    except ValueError as error:
+        raise ValueError("`vocabulary` and classes must be Unicode; a string of them has half of a surrogate pair.") from error
     return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, tf.constant(values, tf.int64)), default)
 
 

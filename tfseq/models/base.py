@@ -6,7 +6,6 @@ import contextlib
 import functools
 import inspect
 import re
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
 
@@ -16,7 +15,15 @@ import tensorflow as tf
 
 from tfseq import checks
 from tfseq.allocator import keep_memory
-from tfseq.models.replicas import keras_reduces_numbers, num_replicas, rows_by_replica, spans_machines, sum_over_replicas
+from tfseq.models import fields
+from tfseq.models.replicas import (
+    gradient_of_all,
+    keras_reduces_numbers,
+    num_replicas,
+    rows_by_replica,
+    spans_machines,
+    sum_over_replicas,
+)
 from tfseq.ops import random
 from tfseq.ops.masking import fill, masked_sum, pad, some_steps
 from tfseq.ops.tracing import compiled, without_gradients
@@ -31,10 +38,10 @@ EVALUATION_STEP = -1  # the "training step" of evaluation noise, so that validat
 
 # What the graph says of a batch of a stream, which nobody sees before it runs.
 _FINITE_X = (
-    "`x` must be finite wherever it is real and observed; a batch of the stream holds NaN or infinity. "
-    "For missing values pass `observed` with False at these entries."
+    f"`x` must be finite wherever it is real and observed, no larger than {checks.LARGEST:g}; a batch of the stream holds NaN, "
+    "infinity or more. For missing values pass `observed` with False at these entries."
 )
-_FINITE_U = "`u` must be finite at every real step; a batch of the stream holds NaN or infinity."
+_FINITE_U = f"`u` must be finite at every real step, no larger than {checks.LARGEST:g}; a batch of the stream holds other values."
 _IN_SUPPORT = (
     "`x` must lie in the range of the model; a batch of the stream holds values outside it. "
     "`model.as_batch(batch)` names the first of them."
@@ -235,11 +242,17 @@ class SequenceModel(keras.Model):
     methods: tuple[str, ...] = ("gradient",)
     """Ways of training, chosen at `compile`; all but `"gradient"` are closed-form updates and need no optimiser."""
 
+    faster_by_xla: ClassVar[frozenset[str]] = frozenset()
+    """Those whose steps XLA was measured to make much faster on a CPU; see `jit_compile` of `train`."""
+
     rules: ClassVar[tuple[str, ...]] = ()
     """What a model says of batches of a stream that break its own rules (`kept_rules`)."""
 
     optional: ClassVar[frozenset[str]] = frozenset({"observed"})
     """Entries of a batch that may be absent."""
+
+    takes_strings: ClassVar[bool] = False
+    """Whether x may be texts or tokens."""
 
     unaligned: frozenset[str] = frozenset()
     """Entries of a batch whose axes after the first are their own: a label of the whole sequence, another sequence."""
@@ -394,9 +407,9 @@ class SequenceModel(keras.Model):
         """
         specs = self.batch_spec()
         if not isinstance(data, Mapping):
-            fields = [n for n in ("x", "observed", "u") if getattr(data, n, None) is not None] if hasattr(data, "x") else []
-            fields += ["y"] if getattr(data, "y", None) is not None else []
-            data = {name: getattr(data, name) for name in fields} if fields else {"x": data}
+            entries = [n for n in ("x", "observed", "u") if getattr(data, n, None) is not None] if hasattr(data, "x") else []
+            entries += ["y"] if getattr(data, "y", None) is not None else []
+            data = {name: getattr(data, name) for name in entries} if entries else {"x": data}
         data = {name: value for name, value in data.items() if value is not None}
         of_others = {"y", "target", "target_mask"}  # labels and targets are of no use to some models
         unknown = sorted(set(data) - set(specs) - {"mask", "row", "seed"} - of_others)
@@ -446,17 +459,7 @@ class SequenceModel(keras.Model):
             data, lengths = {k: v for k, v in data.items() if k != "mask"}, np.zeros(len(batch["x"]), np.int32)
         x = batch["x"]
         if "mask" in data:
-            mask = checks.array("mask", data["mask"])
-            if mask.dtype != bool or mask.shape != x.shape[:2]:
-                raise ValueError(
-                    f"`mask` must be bool of shape [B, T] = {list(x.shape[:2])}, True for real steps; "
-                    f"received {mask.dtype} of shape {list(mask.shape)}."
-                )
-            if (~mask[:, :-1] & mask[:, 1:]).any():
-                raise ValueError(
-                    "`mask` must be right-padded (no real step after a padded one). "
-                    "For steps that were not measured pass `observed` with False for their features."
-                )
+            mask = fields.checked_mask("mask", data["mask"], x.shape[:2])
         else:
             lengths = np.full(len(x), x.shape[1], np.int32) if lengths is None else lengths
             mask = np.arange(x.shape[1]) < lengths[:, None]
@@ -471,25 +474,14 @@ class SequenceModel(keras.Model):
         keep = np.broadcast_to(mask.reshape(*mask.shape, *[1] * (x.ndim - 2)), x.shape)
         if "observed" in batch:
             keep = keep & batch["observed"]
-        self._check_finite("x", x, keep)
+        checks.finite("x", x, keep)
         if "u" in batch:
-            self._check_finite("u", batch["u"], np.broadcast_to(mask[..., None], batch["u"].shape))
+            checks.finite("u", batch["u"], np.broadcast_to(mask[..., None], batch["u"].shape))
         self.check_values(np.where(keep, x, np.zeros([], x.dtype)))
         batch["row"] = checked("row", data.get("row", np.arange(len(x))), tf.TensorSpec([len(x)], tf.int32))
         if "seed" in data:
             batch["seed"] = np.asarray(random.row_seeds(data["seed"], tf.constant(batch["row"])))
         return batch
-
-    @staticmethod
-    def _check_finite(name: str, values: np.ndarray, keep: np.ndarray) -> None:
-        bad = keep & ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(0, bool)
-        if bad.any():
-            where = tuple(int(i) for i in np.argwhere(bad)[0])
-            raise ValueError(
-                f"`{name}` must be finite wherever it is real and observed; received {values[where]} at index {where}"
-                f"{f' and {int(bad.sum()) - 1} other places' if bad.sum() > 1 else ''}. "
-                "For missing values pass `observed` with False at these entries."
-            )
 
     def complete(self, batch: Batch, step: tf.Tensor | int = EVALUATION_STEP) -> Batch:
         """A batch of at least one step with `mask`, `row` and `seed` `[B, 2]` filled in where they are absent, as tensors."""
@@ -511,27 +503,18 @@ class SequenceModel(keras.Model):
             batch["seed"] = random.row_seeds(seed, batch["row"])
         return batch
 
-    @staticmethod
-    def as_dataset(data: Any) -> Any:
-        """Data as `from_data` takes it: an object with lists of sequences as `x` (and `observed`, `u`, `y`).
+    @classmethod
+    def as_dataset(cls, data: Any) -> Any:
+        """Data as `from_data` takes it: an object with lists of sequences as `x` (and `observed`, `u`, `y`, `target`), checked.
 
         Args:
             data: such an object; or `Shards`, of which it takes a sample; or x as a list of sequences or an array
-                `[B, T, ...]`; or a dict of these, and of `mask`.
+                `[B, T, ...]`; or a dict of these, and of `mask` and `target_mask`.
+
+        Raises:
+            ValueError: a field is no list of sequences of one kind, does not fit x, or holds NaN where it was observed.
         """
-        if hasattr(data, "x"):
-            return data
-        if hasattr(data, "sample"):  # shards, whose whole may not fit into memory
-            return data.sample()
-        data = dict(data) if isinstance(data, Mapping) else {"x": data}
-        if "x" not in data or np.ndim(data["x"][0]) == 0:
-            raise ValueError("`dataset` must hold sequences: an object or a dict with `x`, a list of [T, ...], or [B, T, ...].")
-        mask = data.pop("mask", None)
-        lengths = [len(a) for a in data["x"]] if mask is None else np.asarray(mask).sum(1)
-        fields = ("x", "observed", "u", "y", "target")
-        return types.SimpleNamespace(
-            **{f: [np.asarray(a)[:n] for a, n in zip(data[f], lengths, strict=True)] if f in data else None for f in fields}
-        )
+        return fields.as_dataset(data, cls.takes_strings)
 
     def given(self, x: Any, mask: Any = None, seed: Any = (0, 0), **apart: Any) -> Batch:
         """The arguments of a method as a complete batch: x alone, or a whole batch (then `mask` and `apart` belong into it)."""
@@ -554,7 +537,7 @@ class SequenceModel(keras.Model):
         if u is None:
             raise ValueError(f"`{name}` must give the controls of the steps to come, shape {wanted.shape}; received None.")
         values = checked(name, u, wanted)
-        self._check_finite(name, values, np.ones(values.shape, bool))
+        checks.finite(name, values)
         return tf.constant(values)
 
     def one_step(self, **entries: Any) -> Batch:
@@ -599,7 +582,8 @@ class SequenceModel(keras.Model):
                 before the step: of the gradient of all replicas before it is clipped, and of the trainable weights.
             **kwargs: as of Keras; but `jit_compile="auto"` is False. XLA compiles anew for every shape of a batch, and leaves out
                 the checks that values are in range and that the loss is finite. Measured on a CPU (README), it pays for hidden
-                Markov models whose batches have one shape, three times as fast after 180 steps, and for hardly any other.
+                Markov models whose batches have one shape, three times as fast after 180 steps, and for hardly any other;
+                `train`, which knows the shapes and has checked the data, chooses.
         """
         checks.choice("method", method, self.methods)
         if step_size is not None and (method != "em" or not 0.5 < step_size <= 1.0):
@@ -647,81 +631,63 @@ class SequenceModel(keras.Model):
                 self.optimizer.build(self.trainable_variables)
 
     def _loss(self, terms: Terms) -> tuple[tf.Tensor, tf.Tensor]:
-        """(loss in nats per real step of all replicas, their number); metrics are updated."""
+        """This replica's part of the loss, in nats per real step of all replicas, and the loss itself; metrics are updated."""
         log_lik, kl = (tf.reduce_sum(terms.per_sequence(a)) for a in (terms.log_lik, terms.kl))
         count = tf.math.count_nonzero(terms.mask, dtype=log_lik.dtype)
-        # the sums of all replicas: each replica's own count would weigh its rows by their lengths
-        total_lik, total_kl, steps = sum_over_replicas([tf.stop_gradient(log_lik), tf.stop_gradient(kl), count])
         weight = tf.cast(self.kl_weight, kl.dtype)
         objective = log_lik - weight * kl if terms.objective is None else tf.reduce_sum(terms.objective)
-        loss = tf.math.divide_no_nan(-objective, steps)
+        # the sums of all replicas: each replica's own count would weigh its rows by their lengths
+        own = [tf.cast(tf.stop_gradient(a), log_lik.dtype) for a in (log_lik, kl, objective)]
+        total_lik, total_kl, total, steps = sum_over_replicas([*own, count])
+        loss, total = (tf.math.divide_no_nan(-a, tf.cast(steps, a.dtype)) for a in (objective, total))
         self.loss_metric.update_state(weight * total_kl - total_lik, steps)
         self.bound_metric.update_state(total_kl - total_lik, steps)
         for metric, value in zip(self.parts_metrics, (-total_lik, total_kl), strict=False):
             metric.update_state(value, steps)
         for units in self.unit_metrics:
-            total = tf.reduce_sum(fill(terms.kl_units, terms.mask), [0, 1])
-            units.update_state(sum_over_replicas(tf.stop_gradient(total)), steps)
+            of_units = tf.reduce_sum(fill(terms.kl_units, terms.mask), [0, 1])
+            units.update_state(sum_over_replicas(tf.stop_gradient(of_units)), steps)
         for name, pair in terms.ratios.items():
             self.ratio_metrics[name].update_state(*sum_over_replicas([tf.cast(a, tf.float32) for a in pair]))
-        return loss, steps
+        return loss, total
 
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step on minus the bound, nats per real step."""
         batch = self._checked(self.complete(batch, self.step.value))
         # nothing of a step happens before its batch is there: the end of a stream would leave half of one
         with tf.control_dependencies([batch["x"]]), tf.GradientTape() as tape:
-            loss, _ = self._loss(self.terms(batch, training=True))
+            loss, total = self._loss(self.terms(batch, training=True))
             loss += tf.add_n([tf.cast(a, loss.dtype) for a in self.losses]) / num_replicas() if self.losses else 0.0
             scaled = self.optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, self.trainable_weights)
+        gradients = gradient_of_all(self.optimizer, tape.gradient(scaled, self.trainable_weights))
         # a loss scale is found by gradients that are not finite: its optimiser leaves them out
         is_scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-        with tf.control_dependencies([self.assert_finite(batch, loss, () if is_scaled else gradients)]):
+        with tf.control_dependencies([self.assert_finite(batch, total, () if is_scaled else gradients)]):
             gradients = self.adjust(gradients)
             if self.norm_metrics:
                 self._measure_norms(gradients)
-            self.optimizer.apply(self._clip(gradients), self.trainable_weights)
+            self.optimizer.apply(gradients, self.trainable_weights)
             self.step.assign(self.step + 1)
         return self._training_logs()
 
     def assert_finite(self, batch: Batch, loss: tf.Tensor, gradients: Sequence[tf.Tensor] = ()) -> Any:
-        """What a training step waits for before it changes weights: the loss and gradients of all replicas are finite."""
-        total = tf.stop_gradient(loss) + tf.cast(tf.linalg.global_norm(gradients), loss.dtype) if gradients else loss
-        holds = tf.math.is_finite(sum_over_replicas(total))  # all replicas stop at once
-        return tf.debugging.Assert(holds, [_NOT_FINITE, self.step.value, batch["row"]], summarize=10)
+        """What a training step waits for before it changes weights: loss and gradients, of all replicas, are finite.
+
+        So all replicas stop at once, or none.
+        """
+        total = loss + tf.cast(tf.linalg.global_norm(gradients), loss.dtype) if gradients else loss
+        return tf.debugging.Assert(tf.math.is_finite(total), [_NOT_FINITE, self.step.value, batch["row"]], summarize=10)
 
     def adjust(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-        """The gradients of this replica's (scaled) loss, in the order of `trainable_weights`, as they are applied."""
+        """The gradients of the (scaled) loss of all replicas, in the order of `trainable_weights`, as they are applied."""
         return gradients
 
     def _measure_norms(self, gradients: list[tf.Tensor]) -> None:
         """The global norms of a training step, before it."""
-        total = sum_over_replicas([tf.convert_to_tensor(g) for g in gradients])
         scale = self.optimizer.scale_loss(1.0)  # of the loss scale of mixed precision
         gradient_norm, weight_norm = self.norm_metrics
-        gradient_norm.update_state(tf.linalg.global_norm(total) / scale, 1.0)
+        gradient_norm.update_state(tf.linalg.global_norm(gradients) / scale, 1.0)
         weight_norm.update_state(tf.linalg.global_norm([w.value for w in self.trainable_weights]), 1.0)
-
-    def _clip(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Clips the gradient of all replicas, as the optimiser is told to; its own clipping comes before its reduction.
-
-        What is returned sums to the clipped gradient, and is too short for the optimiser to clip it again. It is the same on all
-        replicas, so that all find it finite or none, where a loss scale leaves out steps.
-        """
-        optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        kinds = (optimizer.global_clipnorm, optimizer.clipnorm, optimizer.clipvalue)
-        if num_replicas() == 1 or (optimizer is self.optimizer and kinds == (None, None, None)):
-            return gradients
-        scale = self.optimizer.scale_loss(1.0)  # of the loss scale of mixed precision
-        total = [tf.convert_to_tensor(g) for g in sum_over_replicas(gradients)]
-        if optimizer.global_clipnorm is not None:
-            total, _ = tf.clip_by_global_norm(total, optimizer.global_clipnorm * scale)
-        elif optimizer.clipnorm is not None:
-            total = [tf.clip_by_norm(g, optimizer.clipnorm * scale) for g in total]
-        elif optimizer.clipvalue is not None:
-            total = [tf.clip_by_value(g, -optimizer.clipvalue * scale, optimizer.clipvalue * scale) for g in total]
-        return [g / num_replicas() for g in total]
 
     def test_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The bound itself (KL weight 1 in `nats_per_step`, the metric to select by)."""
@@ -733,10 +699,10 @@ class SequenceModel(keras.Model):
         x, mask = batch["x"], batch["mask"]
         padded = ~tf.reshape(mask, tf.concat([tf.shape(mask), tf.ones([x.shape.rank - 2], tf.int32)], 0))
         unseen = padded | ~batch["observed"] if "observed" in batch else padded
-        finite = tf.math.is_finite(x) if x.dtype.is_floating else tf.ones_like(x, tf.bool)
+        finite = tf.abs(x) <= checks.LARGEST if x.dtype.is_floating else tf.ones_like(x, tf.bool)
         rules = [(finite | unseen, _FINITE_X), (self.in_support(x) | unseen | ~finite, _IN_SUPPORT)]
         if "u" in batch:
-            rules.append((tf.math.is_finite(batch["u"]) | ~mask[..., None], _FINITE_U))
+            rules.append(((tf.abs(batch["u"]) <= checks.LARGEST) | ~mask[..., None], _FINITE_U))
         rules += list(zip(self.kept_rules(batch), self.rules, strict=True))
         with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(holds), [text]) for holds, text in rules]):
             return {**batch, "x": tf.identity(x)}
@@ -773,7 +739,15 @@ class SequenceModel(keras.Model):
         strategy = self.distribute_strategy
         if not spans_machines(strategy) or keras_reduces_numbers(strategy):
             return super()._make_function(step_function)
-        return super()._make_function(lambda batch: {name: value[None] for name, value in step_function(batch).items()})
+        names: list[str] = []
+
+        def packed(batch: Batch) -> dict[str, tf.Tensor]:  # Keras sends each entry by itself
+            logs = step_function(batch)
+            names[:] = logs
+            return {"all": tf.stack([tf.cast(value, tf.float64) for value in logs.values()])[None]}
+
+        function = super()._make_function(packed)
+        return lambda iterator: dict(zip(names, tf.unstack(function(iterator)["all"]), strict=True))
 
     def fit(self, x: Any = None, y: Any = None, *, validation_data: Any = None, **kwargs: Any) -> keras.callbacks.History:
         """Keras's `fit`; x may be `[B, T, ...]`, a list of sequences, a dict, or a stream of batches (dicts).

@@ -21,7 +21,6 @@ import tensorflow as tf
 from tfseq import checks
 from tfseq.layers.heads import check_support
 from tfseq.models.base import Batch, Endpoint, SequenceModel, Terms, counts, graph
-from tfseq.models.replicas import num_replicas, sum_over_replicas
 from tfseq.ops import ais, random
 from tfseq.ops.gibbs import Layered, Machine, Phase, States, exchange, gibbs
 from tfseq.ops.masking import fill
@@ -191,15 +190,10 @@ class EnergyModel(SequenceModel):
         Raises:
             ValueError: a feature that never varies, with visible='gaussian'.
         """
-        if not hasattr(data, "x") and not isinstance(data, Mapping) and not len(data):
-            raise ValueError("`dataset` must hold vectors; received none.")
         data = cls.as_dataset(data)
         rows = np.concatenate([np.asarray(a, np.float64) for a in data.x]) if len(data.x) else np.zeros((0, 0))
         if rows.ndim != 2 or not rows.size:
             raise ValueError(f"`dataset` must hold vectors, or sequences of them; received x of shape {list(rows.shape)}.")
-        if not np.isfinite(rows).all():
-            column = int(np.argwhere(~np.isfinite(rows))[0][1])
-            raise ValueError(f"`x` must be finite; feature {column} holds NaN or infinity. Leave such rows out, or fill them in.")
         found: dict[str, Any] = {"num_visible": rows.shape[1], "data_mean": rows.mean(0).tolist()}
         if hyperparameters.get("visible") == "gaussian":
             constant = np.flatnonzero(np.ptp(rows, axis=0) == 0.0)
@@ -222,11 +216,12 @@ class EnergyModel(SequenceModel):
                     data[name] = value[:, None]
         return super().as_batch(data)
 
-    @staticmethod
-    def as_dataset(data: Any) -> Any:
+    @classmethod
+    def as_dataset(cls, data: Any) -> Any:
         if not (hasattr(data, "x") or hasattr(data, "sample")) and len(getattr(data, "shape", ())) == 2:
-            data = np.asarray(data)[:, None]
-        return SequenceModel.as_dataset(data)
+            data = checks.array("x", data)
+            data = data[:, None] if data.ndim == 2 else data
+        return super().as_dataset(data)
 
     def complete(self, batch: Batch, step: tf.Tensor | int = -1) -> Batch:
         batch = dict(batch[0] if isinstance(batch, tuple) else batch)
@@ -391,11 +386,11 @@ class EnergyModel(SequenceModel):
         """Adds the decay of weight matrices (biases have none), and moves the fast weights."""
         scale = self.optimizer.scale_loss(1.0)
         if self.fast:
-            for fast, gradient in zip(self.fast, sum_over_replicas(gradients), strict=True):
+            for fast, gradient in zip(self.fast, gradients, strict=True):
                 fast.assign(_FAST_DECAY * fast - _FAST_RATE * gradient / scale)
         if not self.l2:
             return gradients
-        rate = self.l2 * scale / num_replicas()
+        rate = self.l2 * scale
         pairs = zip(gradients, self.trainable_weights, strict=True)
         return [g if "bias" in w.name or w is self.log_scale else g + tf.cast(rate, g.dtype) * w.value for g, w in pairs]
 
@@ -574,8 +569,8 @@ class EnergyModel(SequenceModel):
             value = checks.array(name, value)
             if value.dtype.kind not in "fiub":
                 raise ValueError(f"`{name}` must be numbers; received {value.dtype}.")
-            if check and not np.isfinite(value).all():
-                raise ValueError(f"`{name}` must be finite; it holds {value[~np.isfinite(value)][0]}.")
+            if check:
+                checks.finite(name, value)
         value = tf.convert_to_tensor(value)
         if value.shape.rank != 2 or value.shape[1] not in (width, None):
             raise ValueError(f"`{name}` must have shape [N, {width}]; received {value.shape.as_list()}.")

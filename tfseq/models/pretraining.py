@@ -74,10 +74,11 @@ def pretrain_layers(
 
 def vectors_of(model: EnergyModel, x: Any) -> np.ndarray:
     """A data set, sequences or vectors as vectors `[N, V]`, checked."""
-    if hasattr(x, "x") and isinstance(x.x, np.ndarray) and x.x.shape[1] == 1:
+    if hasattr(x, "x") and isinstance(x.x, np.ndarray) and x.x.ndim == 3 and x.x.shape[1] == 1:
         x = x.x[:, 0]
     if not (hasattr(x, "shape") and len(x.shape) == 2):
-        x = np.concatenate([np.asarray(a) for a in model.as_dataset(x).x])
+        rows = [np.asarray(a) for a in model.as_dataset(x).x]
+        x = np.concatenate(rows) if rows else np.zeros((0, model.visible_units.columns))
     model.as_batch(x)
     return np.asarray(x, model.variable_dtype)
 

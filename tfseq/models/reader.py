@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -16,11 +15,12 @@ from tfseq.layers.characters import Characters, alphabet_of
 from tfseq.layers.embedding import TokenEmbedding
 from tfseq.layers.text import Text, Unit, as_texts, count_tokens, learn_pieces, static_table, tokenize, vocabulary_of
 from tfseq.models.base import EVALUATION_STEP, Batch, SequenceModel
+from tfseq.models.fields import check_ids
 from tfseq.ops import random
 from tfseq.ops.masking import fill, pad
 
 UNKNOWN_LABEL = -1  # of a label that is not given, "" as a string
-_NEVER_SEEN = -2
+NEVER_SEEN = -2
 
 _LABELS_KNOWN = (
     "`y` must hold labels that were seen in training; a batch of the stream holds others. "
@@ -40,6 +40,7 @@ class Reader(SequenceModel):
     """
 
     has_kl = False
+    takes_strings = True
     optional: ClassVar[frozenset[str]] = frozenset({"characters", "y", "target", "target_mask"})
     labels: tuple[str, ...] = ()
     rules = (_LABELS_KNOWN, _TARGETS_KNOWN)
@@ -87,7 +88,7 @@ class Reader(SequenceModel):
         self.labels = tuple(labels)
         keys, places = ["", *labels], np.arange(-1, len(labels))
         with tf.init_scope():
-            self._labels = static_table(keys, places, _NEVER_SEEN)
+            self._labels = static_table(keys, places, NEVER_SEEN)
             self._label_names = tf.constant(list(labels))
 
     @classmethod
@@ -96,8 +97,13 @@ class Reader(SequenceModel):
         items = getattr(data, field)
         if not is_text(items):
             arrays = [np.asarray(a) for a in items]
-            if arrays[0].dtype.kind in "iu":  # ids: 0 is that of unknown tokens
+            if arrays and arrays[0].ndim == 1 and all(a.dtype.kind in "iu" for a in arrays if a.size):  # 0: an unknown token
                 return {"vocabulary": [str(k) for k in range(1, 1 + max(int(a.max(initial=0)) for a in arrays))]}
+            if field != "x" or not arrays or arrays[0].ndim != 2:
+                raise ValueError(
+                    f"`{field}` must be texts, tokens or ids [T]{', or frames [T, D]' * (field == 'x')}; received "
+                    f"{f'{arrays[0].dtype} of shape {list(arrays[0].shape)}' if arrays else 'no sequences'}."
+                )
             return {"feature_dim": int(arrays[0].shape[-1])}
         unit, lowercase = (hyperparameters.get(name, cls.hyperparameters()[name].default) for name in ("unit", "lowercase"))
         most = hyperparameters.get("max_vocabulary", cls.hyperparameters()["max_vocabulary"].default)
@@ -117,17 +123,6 @@ class Reader(SequenceModel):
         if "alphabet" in cls.hyperparameters():
             found["alphabet"] = alphabet_of(set().union(*(set(a.tolist()) for a in tokens)))
         return found
-
-    @classmethod
-    def as_dataset(cls, data: Any) -> Any:
-        """As of `SequenceModel`; x may be raw texts, and labels may be strings."""
-        if hasattr(data, "x") or hasattr(data, "sample"):
-            return SequenceModel.as_dataset(data)
-        data = dict(data) if isinstance(data, Mapping) else {"x": data}
-        if is_raw(data.get("x")) or is_raw(data.get("target")):
-            fields = ("x", "y", "target")
-            return types.SimpleNamespace(**{f: list(data[f]) if data.get(f) is not None else None for f in fields})
-        return SequenceModel.as_dataset(data)
 
     def vectors_from(self, matrix: np.ndarray, found: np.ndarray) -> Self:
         """Starts the rows of the embedding that were `found` `[V - 1]` from `matrix` `[V - 1, E]`, in the vocabulary's order."""
@@ -268,8 +263,8 @@ class Reader(SequenceModel):
             {n: _tensor(data[n]) for n in ("x", "y", "target") if n in data and is_text(data[n])} | _any_x(data)
         )
         for name, value in encoded.items():
-            if name in ("y", "target") and (value.numpy() == _NEVER_SEEN).any():
-                self._complain(name, data[name], value.numpy() == _NEVER_SEEN, names, words)
+            if name in ("y", "target") and (value.numpy() == NEVER_SEEN).any():
+                self._complain(name, data[name], value.numpy() == NEVER_SEEN, names, words)
             if name != "x" or is_text(data["x"]):
                 data[name] = value.numpy()
         batch = super().as_batch(data)
@@ -456,7 +451,10 @@ def classes_of(items: Iterable[Any]) -> list[str]:
     found: set[Any] = set()
     for item in items:
         found.update(np.unique(np.asarray(item)).tolist())
+    if wrong := [a for a in found if isinstance(a, float)]:
+        raise ValueError(f"`y` must hold labels, strings or whole numbers; received {wrong[0]}.")
     numbers = {a for a in found if isinstance(a, int)}
     if numbers:
+        check_ids("y", np.array([max(numbers | {0})]))
         return [str(k) for k in range(max(numbers) + 1)]
     return sorted(found - {""})

@@ -8,8 +8,11 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import tensorflow as tf
 from keras.src.backend.tensorflow import trainer as keras_trainer  # no public name: see `keras_reduces_numbers`
+
+_SUMS = "_all_reduce_sum_gradients"
 
 
 def num_replicas() -> int:
@@ -23,6 +26,23 @@ def sum_over_replicas(value: Any) -> Any:
     if num_replicas() == 1 or context is None:
         return value
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def gradient_of_all(optimizer: Any, gradients: list[Any]) -> list[Any]:
+    """A replica's part of the gradient -> that of all replicas, which a Keras optimiser is then to apply as it is.
+
+    Keras sums over replicas after it has clipped, and after a loss scale has looked for overflow, so neither would be of the
+    whole gradient. The method that sums is left out of this optimiser; it has no public switch.
+    """
+    if num_replicas() == 1:
+        return gradients
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if not hasattr(inner, _SUMS):
+        raise RuntimeError(
+            f"Keras {keras.__version__} sums gradients over replicas in a new way: use the versions in pyproject.toml."
+        )
+    object.__setattr__(inner, _SUMS, list)  # pairs of a gradient and a variable, as they are
+    return sum_over_replicas([tf.convert_to_tensor(g) for g in gradients])
 
 
 def strategy_of_cluster() -> tf.distribute.Strategy:
