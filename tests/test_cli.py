@@ -21,7 +21,7 @@ import tensorflow as tf
 from tfseq import cli, plots, training
 from tfseq.cli import main
 from tfseq.data import Sequences
-from tfseq.data.speech import read_wav
+from tfseq.data.speech import frames, read_wav
 from tfseq.models.base import SequenceModel
 from tfseq.models.classifier import SequenceClassifier
 from tfseq.models.dmm import DeepMarkovModel
@@ -846,7 +846,7 @@ def test_models_and_data_that_do_not_suit(tmp_path, said):
     for model, data, message in (
         ("dmm", files["lm"], "must be numbers for the model dmm; play holds texts. Models that read these: tagger, classifier"),
         ("hmm", files["tagger"], "people holds tokens"),
-        ("classifier", files["tagger"], "people has one for each token. The model tagger learns these"),
+        ("classifier", files["tagger"], "of the user's file people.conll has 'B-PER' and 'O'. The model tagger learns labels of"),
         ("tagger", files["classifier"], "films has one for each sequence. The model classifier learns these"),
         ("classifier", tmp_path / "letters.fasta", "must have `y`, a label for each sequence"),
         ("seq2seq", files["lm"], "must have `target`"),
@@ -952,7 +952,7 @@ def test_predict_reads_recordings_as_the_data_of_the_run(tmp_path, said, monkeyp
         file.writeframes(np.arange(900, dtype="<i2").tobytes())
     model = SequenceClassifier(classes=["0", "1"], feature_dim=200, units=[3])
     monkeypatch.setattr(cli, "_load", lambda run: model)
-    (tmp_path / "card.json").write_text(json.dumps({"data": {"name": "spoken-digits"}}))
+    (tmp_path / "card.json").write_text(json.dumps({"data": {"name": "spoken-digits", "sampling_rate": 8000}}))
     code, out, err = said("predict", tmp_path, tmp_path / "one.wav", tmp_path / "one.wav")
     assert code == 0 and re.fullmatch(r"([01]\t[01]\.\d{4}\tone\n){2}", out), err
     (tmp_path / "card.json").write_text(json.dumps({"data": {"name": "mine"}}))
@@ -960,6 +960,24 @@ def test_predict_reads_recordings_as_the_data_of_the_run(tmp_path, said, monkeyp
     assert code == 2 and "this one was trained on mine" in err
     code, _, err = said("predict", tmp_path)
     assert code == 2 and "INPUT must hold frames of 200 numbers for this run" in err and "standard input holds texts" in err
+
+
+def test_predict_reads_recordings_at_the_rate_of_the_users_own(tmp_path, said):
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 1200).astype(np.float32)
+    for label in ("yes", "no"):
+        write_samples(tmp_path / "sounds" / "train" / label / "1.wav", samples.reshape(-1, 200)[:4], sampling_rate=11025)
+    write_samples(tmp_path / "8k.wav", samples.reshape(-1, 300), sampling_rate=8000)
+    run = tmp_path / "run"
+    code, _, err = said("train", "classifier", "--data", tmp_path / "sounds", "--out", run, "--epochs", 1, "--model.units", "[3]")
+    assert code == 0, err
+    one = tmp_path / "sounds" / "train" / "no" / "1.wav"
+    code, out, err = said("predict", run, one, "--format", "json")
+    assert code == 0, err
+    x = frames(read_wav(one, 11025))
+    wanted = training.load(run).classify({"x": x[None]}).probs.numpy()[0]
+    assert json.loads(out)["probs"] == pytest.approx({"no": wanted[0], "yes": wanted[1]}, rel=1e-5)
+    code, _, err = said("predict", run, tmp_path / "8k.wav")
+    assert code == 1 and "8k.wav must have 11025 samples a second" in err
 
 
 def test_sample_writes_texts(readers, tmp_path, said):

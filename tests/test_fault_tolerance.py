@@ -23,11 +23,12 @@ import pytest
 import tensorflow as tf
 
 import tfseq
-from tfseq import files, training
+from tfseq import cli, files, training
 from tfseq.data.batching import Sequences, num_batches, num_windows, stream, windows
 from tfseq.models.base import NotFiniteError, Terms
 from tfseq.models.rbm import RBM
 from tfseq.models.vae import VariationalAutoencoder
+from tfseq.workers import DIVERGED
 
 eagerly = pytest.mark.usefixtures("eager")
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")  # of tf.data
@@ -215,7 +216,7 @@ def test_a_run_out_of_patience_stays_so_and_other_validation_data_is_another_run
         "schedule": "constant",
     }
     run = train(**settings)
-    assert len(run.history) < 9 and "1 epochs" in run.stopped
+    assert len(run.history) < 9 and "1 epochs" in run.stopped and not run.diverged
     (tmp_path / "card.json").unlink()  # killed between the last checkpoint and the card
     again = train(**settings, resume=True)
     assert again.history == run.history and again.stopped == run.stopped and (tmp_path / "card.json").exists()
@@ -307,7 +308,7 @@ def test_training_stops_at_the_first_bad_batch_with_the_weights_before_it(
         run = train(tmp_path / "run", make=Spoilt.tiny, epochs=9, **ALIKE)
     where = f"at batch {number % 3 + 1} of epoch {number // 3 + 1}: "
     what = "the gradient of head/kernel (" if only_gradient else "log_lik of 3 ("
-    assert where + what in run.stopped and f"the batch has the sequences {rows[0]}, {rows[1]})" in run.stopped
+    assert run.diverged and where + what in run.stopped and f"the batch has the sequences {rows[0]}, {rows[1]})" in run.stopped
     assert run.stopped in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "card.json").read_text())["stopped"] == run.stopped
     assert len(run.history) == number // 3
@@ -327,6 +328,27 @@ def test_the_best_weights_are_kept_and_a_first_epoch_that_fails_is_an_error(tmp_
     ):
         train(tmp_path / "first", make=Spoilt.tiny, **{**settings, "steps_per_epoch": 100})
     assert int(tfseq.load(tmp_path / "first").step) == number
+
+
+@eagerly
+def test_the_command_says_by_its_exit_code_that_training_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terms = VariationalAutoencoder.terms
+
+    def spoilt(self: Any, batch: dict[str, Any], training: bool = False) -> Terms:
+        found = terms(self, batch, training)
+        return found._replace(log_lik=tf.where((self.step.value >= 4) & training, np.nan, found.log_lik))
+
+    monkeypatch.setattr(VariationalAutoencoder, "terms", spoilt)
+    np.savez(tmp_path / "data.npz", x=np.eye(3, dtype=np.float32)[:, None])
+    out, sizes = tmp_path / "run", ("--model.latent_dim=2", "--model.hidden_dim=2", "--batch_size=1", "--checkpoint_minutes=0")
+    for command in (["vae", "--data", str(tmp_path / "data.npz"), "--no-progress", *sizes], ["--resume"]):
+        assert cli.main(["train", *command, "--out", str(out)]) == DIVERGED == 3
+        said = capsys.readouterr()
+        assert "(epoch 1; the loss or a gradient is not finite at batch 2 of epoch 2" in said.out and f"run: {out}" in said.out
+        assert "Stopped: the loss or a gradient is not finite" in said.err
+    assert int(tfseq.load(out).step) == 4
 
 
 @pytest.mark.parametrize("replicas", [1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -11,11 +12,13 @@ import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
 import tfseq
+from tfseq import training
 from tfseq.data.batching import Sequences
 from tfseq.data.series import load_earthquakes
 from tfseq.distributions import HiddenMarkovModel as Distribution
 from tfseq.exporting import litert
 from tfseq.models.hmm import HiddenMarkovModel
+from tfseq.ops.tracing import is_compiled
 
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")  # of tf.data
 op_by_op = pytest.mark.usefixtures("eager")
@@ -602,6 +605,37 @@ def test_compiled_with_xla_nothing_changes(rng: np.random.Generator) -> None:
         found.append([*model.posterior(data), *model.posterior_mode(data), model.log_prob(data)])
     for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_train_compiles_with_xla_where_that_pays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data = Sequences(list((np.random.default_rng(0).random((5, 6, 3)) < 0.4).astype(np.float32)))
+    ragged = Sequences([data.x[0], data.x[1][:3]])
+    model = HiddenMarkovModel.tiny()
+    for method, sequences, batch_size, num_steps, wanted in (
+        ("em", data, 5, 200, True), ("em", data, 5, 199, False), ("em", data, 2, 399, False),  # batches of 2, and of 1
+        ("em", ragged, 2, 9999, False), ("gradient", data, 5, 9999, False),
+    ):  # fmt: skip
+        model.compile(method=method)
+        assert training._xla_pays(model, sequences, batch_size, num_steps) is wanted
+    monkeypatch.setattr(training, "_STEPS_TO_PAY", 2)
+    expectation, ways, found = HiddenMarkovModel.expectation, [], []
+
+    def seen(model: HiddenMarkovModel, batch: Any) -> Any:
+        ways.append(is_compiled())
+        return expectation(model, batch)
+
+    monkeypatch.setattr(HiddenMarkovModel, "expectation", seen)
+    for out in (None, tmp_path / "run"):
+        for choice in ("auto", False):
+            keras.utils.set_random_seed(0)
+            options = {"out": out, "jit_compile": choice, "epochs": 3, "batch_size": 5, "progress": False}
+            run = tfseq.train(HiddenMarkovModel.tiny(), data, method="em", **options)
+            assert not run.model.jit_compile  # it infers without
+            found.append(run.model.get_weights())
+            out = out and tmp_path / "plain"
+    assert ways == [True, False] * 2  # each was traced once
+    for a, b in [*zip(*found[:2], strict=True), *zip(*found[2:], strict=True)]:
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_information_criteria_choose_the_number_of_states() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tfseq import cli
-from tfseq.workers import run_workers
+from tfseq.workers import DIVERGED, run_workers
 
 
 def test_workers_make_the_steps_of_one(tmp_path: Path) -> None:
@@ -71,10 +71,30 @@ def test_a_killed_worker_brings_all_back(tmp_path: Path, capfd: pytest.CaptureFi
 
 
 def test_an_error_of_a_worker_ends_all_with_its_code(tmp_path: Path) -> None:
-    code = "import json, os, sys, time; json.loads(os.environ['TF_CONFIG'])['task']['index'] and sys.exit(3); time.sleep(60)"
+    code = "import json, os, sys, time; json.loads(os.environ['TF_CONFIG'])['task']['index'] and sys.exit(4); time.sleep(60)"
     begun = time.monotonic()
-    assert run_workers(lambda: [sys.executable, "-c", code], 2, tmp_path) == 3
+    assert run_workers(lambda: [sys.executable, "-c", code], 2, tmp_path) == 4
     assert time.monotonic() - begun < 30  # the one that sleeps was ended
+
+
+_DIVERGE = """
+import json, os, pathlib, signal, sys, time
+index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+time.sleep((1.5, 0.0, 0.5)[index])                         # the chief still writes what it has
+if index == 2:
+    os.kill(os.getpid(), signal.SIGABRT)                   # as TensorFlow does where another worker is gone
+with pathlib.Path(sys.argv[1]).open("a") as file:
+    file.write(str(index))
+sys.exit(int(sys.argv[2]))
+"""
+
+
+def test_workers_that_diverge_all_end_by_themselves_and_are_not_started_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_workers(lambda: [sys.executable, "-c", _DIVERGE, str(tmp_path / "ended"), str(DIVERGED)], 3, tmp_path) == DIVERGED
+    assert (tmp_path / "ended").read_text() == "10"
+    assert "started again" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

@@ -1,6 +1,7 @@
 """The command line: `tfseq COMMAND`. Flags and config files derive from signatures; TensorFlow is imported when needed.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Results go to standard output, messages to standard error.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 training stopped at a loss that is not finite (what it had by then is in the run
+folder), 130 interrupted. Results go to standard output, messages to standard error.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from tfseq.checks import nearest
 from tfseq.data import DATASETS, FILES, SPLITS, load_dataset, splits_of
 from tfseq.files import replace_file
 from tfseq.models import MODELS
-from tfseq.workers import run_workers
+from tfseq.workers import DIVERGED, run_workers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -504,9 +505,11 @@ def train(arguments: list[str]) -> None:
         _check_unchanged(parse(parser, rest[:2]), chosen)
     out = Path(chosen.out or _new_folder(name, chosen.data))
     _check_folder(out, resume)
-    found = _train(chosen, out)
+    run, seen = _train(chosen, out)
     if _is_chief():
-        _report(*found, out, splits_of(chosen.data))
+        _report(run, seen, out, splits_of(chosen.data))
+    if run.diverged:
+        sys.exit(DIVERGED)
 
 
 def train_parser(name: str) -> ArgumentParser:
@@ -749,8 +752,6 @@ def _is_text(data: Sequences) -> bool:
 def _check_suits(settings: Namespace, data: Sequences) -> None:
     """ValueError where a model reads data of another kind."""
     name = settings.name
-    import numpy as np
-
     from tfseq.models.reader import Reader
 
     readers = [model for model in MODELS if issubclass(MODELS[model], Reader)]
@@ -758,11 +759,6 @@ def _check_suits(settings: Namespace, data: Sequences) -> None:
         raise ValueError(
             f"--data must be numbers for the model {name}; {data.name} holds {'texts' if data.is_text else 'tokens'}. Models "
             f"that read these: {', '.join(readers)}."
-        )
-    if name == "classifier" and data.y is not None and not data.one_label and any(np.size(y) > 1 for y in data.y):
-        raise ValueError(
-            f"--data must have one label for each sequence for the model classifier; {data.name} has one for each {data.step}. "
-            "The model tagger learns these."
         )
     if name == "tagger" and settings.head != "ctc" and data.one_label:
         raise ValueError(
@@ -986,6 +982,8 @@ def _print_table(result: Mapping[str, Any], title: str) -> None:
         "num_steps": "steps",
         "num_samples": "samples each",
         "num_particles": "particles each",
+        "dynamic_rate": "rate",
+        "dynamic_window": "tokens a step of dynamic evaluation",
     }
     if of_reader and "protocol" in result:
         title += f" ({result['protocol']})"
@@ -1034,7 +1032,7 @@ def predict(arguments: list[str]) -> None:
         type=str,
         nargs="*",
         help=f"data set, or {_OWN_DATA}; of models that read texts, also a file with a text a line (.txt), or - for such lines "
-        "on standard input (default); of those trained on spoken digits also .wav",
+        "on standard input (default); of those trained on recordings also .wav",
     )
     _add_reading(parser)
     _add_split(parser, "decode")
@@ -1205,19 +1203,21 @@ def _texts(lines: list[bytes], first: bool) -> list[str]:
 
 
 def _recordings(names: list[str], model: Reader, run: str) -> Sequences:
-    """Recordings, as the data that a run was trained on has them."""
+    """Recordings, as the data that a run was trained on has them: frames of its size, or log-mel features, at its rate."""
     from tfseq.data import Sequences
-    from tfseq.data.speech import frames, log_mel, read_wav
+    from tfseq.data.speech import RATE, frames, log_mel, read_wav
 
-    features = {"spoken-digits": frames, "spoken-digits-mel": log_mel}
-    trained_on = read_card(run).get("data", {}).get("name")
-    if trained_on not in features:
+    trained_on, rate = read_card(run).get("data", {}).get("name"), _about(run)["sampling_rate"]
+    if of_mel := trained_on == "spoken-digits-mel":  # features have no rate in the card: there is no way back to samples
+        rate = RATE
+    if rate is None:
         raise UsageError(
-            f"INPUT may be .wav for runs on {' or '.join(features)}, whose features are known; this one was trained on "
+            "INPUT may be .wav for runs on recordings, whose sampling rate is in card.json; this one was trained on "
             f"{trained_on}."
         )
-    make: Callable[[np.ndarray], np.ndarray] = features[trained_on]  # type: ignore[assignment]
-    return Sequences([make(read_wav(name)) for name in names], names=[Path(name).stem for name in names])
+    samples = [read_wav(name, rate) for name in names]
+    x = [log_mel(a, rate) if of_mel else frames(a, model.feature_dim) for a in samples]
+    return Sequences(x, names=[Path(name).stem for name in names])
 
 
 def _answers(model: Reader, data: Sequences, batch_size: int, num_best: int, has_all: bool) -> list[dict[str, Any]]:

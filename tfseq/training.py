@@ -36,6 +36,7 @@ from tfseq.models.feedforward import NetworkClassifier
 from tfseq.models.replicas import is_chief, spans_machines, word_of_chief
 
 _STATE, _CARRIED = "training.json", "carried"  # beside the model in a checkpoint
+_STEPS_TO_PAY = 200  # training steps of one shape that are done sooner with XLA, its compiling included (README)
 _STEPS_CHECKED = 1 << 16  # padded steps of a sample of shards that are looked at together
 RUN_FILES = ("model.keras", "checkpoints/last.keras", "history.csv", "card.json")
 """What a run writes into its folder; a new run never replaces one."""
@@ -43,11 +44,15 @@ RUN_FILES = ("model.keras", "checkpoints/last.keras", "history.csv", "card.json"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished or stopped run: the model with its best weights, the history (one dict an epoch), why it stopped."""
+    """A finished or stopped run: the model with its best weights, the history (one dict an epoch), why it stopped.
+
+    `diverged` where that was a loss or a gradient that is not finite.
+    """
 
     model: SequenceModel
     history: list[dict[str, float]]
     stopped: str
+    diverged: bool = False
 
 
 class KLWarmUp(keras.callbacks.Callback):
@@ -123,7 +128,7 @@ class _Keeper(keras.callbacks.Callback):
         self.patience, self.max_seconds, self.checkpoint_seconds = patience, max_seconds, checkpoint_seconds
         self.state, self.echo = state, echo
         self.best_weights: list[np.ndarray] | None = None
-        self.stopped = "all epochs done"
+        self.stopped, self.diverged = "all epochs done", False
         self.started, self.before = time.monotonic(), state["seconds"]
         self.checkpointed = self.before
 
@@ -182,7 +187,7 @@ class _Keeper(keras.callbacks.Callback):
     def diverge(self, what: str) -> None:
         """Stops because of `what`."""
         self.stopped = f"{what}; a smaller learning_rate or clip_norm may help"
-        self.model.stop_training = True
+        self.diverged = self.model.stop_training = True
         if self._is_chief:
             print(f"Stopped: {self.stopped}.", file=sys.stderr, flush=True)
 
@@ -343,6 +348,7 @@ def train(
     validate_every: int = 1,
     patience: int | None = None,
     checkpoint_minutes: float = 1.0,
+    jit_compile: bool | Literal["auto"] = "auto",
     seed: int = 0,
     monitors: bool = False,
     tensorboard: bool = False,
@@ -381,6 +387,9 @@ def train(
         patience: stops when the validation bound has not improved for this many epochs.
         checkpoint_minutes: least time between checkpoints, which come at the ends of epochs; 0 for one after each. A run that is
             killed loses what it did since the last.
+        jit_compile: compile steps with XLA, which leaves out the check of a loss before its update. `"auto"` does so where it was
+            measured to be faster (README) and no gradient needs that check: closed-form methods of hidden Markov models, on CPUs,
+            where all sequences have one length and the steps are many enough to pay for compiling.
         seed: decides the order of the data and all noise in training.
         monitors: log the norms of the gradient and of the weights of every epoch (`monitor_norms` of `SequenceModel.compile`).
         tensorboard: write all that is logged to `out`/logs, for TensorBoard; a resumed run writes lost epochs again.
@@ -475,8 +484,11 @@ def train(
             method=method,
             step_size=step_size,
             monitor_norms=monitors,
+            jit_compile=jit_compile,
         )
         model.seed.assign(np.random.default_rng(seed).integers(0, 2**31 - 1, 2))
+    if jit_compile == "auto":  # of training alone: the model that is kept infers without
+        model.jit_compile = _xla_pays(model, data, batch_size, steps * (epochs - state["epoch"]))
     for sequences in (data, validation):
         if sequences is not None:  # all values are checked before any work, those of shards inside the graph
             is_sample = isinstance(sequences, Shards)
@@ -484,7 +496,7 @@ def train(
             for rows in epoch_batches(some.lengths, batch_size, batch_steps=_STEPS_CHECKED if is_sample else batch_steps):
                 batch = model.as_batch(some.take(rows))
                 if sequences is data:
-                    model.check_training(batch)
+                    model.check_training({**batch, "row": rows})
 
     def batches_of(sequences: Sequences | Shards, augmented: int = 0, **order: Any) -> tf.data.Dataset:
         if window is not None:
@@ -547,11 +559,23 @@ def train(
                 if state["history"]:  # of a run that was killed after its last checkpoint, rows may be missing
                     write_history(folder / "history.csv", state["history"])
                 write_card(folder, model, given, settings, state, keeper.stopped)
-        elif keeper.best_weights is not None:
-            model.set_weights(keeper.best_weights)
+        else:
+            if keeper.best_weights is not None:
+                model.set_weights(keeper.best_weights)
+            model.jit_compile = jit_compile is True
     if not state["history"]:
         raise ValueError(f"Training stopped in its first epoch: {keeper.stopped}. {_what_is_saved(folder)}")
-    return Run(model, state["history"], keeper.stopped)
+    return Run(model, state["history"], keeper.stopped, keeper.diverged)
+
+
+def _xla_pays(model: SequenceModel, data: Any, batch_size: int, num_steps: int) -> bool:
+    """Whether this many training steps are done sooner with XLA, compiling included."""
+    if model.method not in model.faster_by_xla or isinstance(data, Shards) or len(set(data.lengths)) > 1:
+        return False
+    if model.distribute_strategy.num_replicas_in_sync > 1 or tf.config.list_physical_devices("GPU"):
+        return False  # nothing was measured there
+    num_shapes = 1 + bool(len(data) % batch_size)
+    return num_steps >= _STEPS_TO_PAY * num_shapes
 
 
 def _prepared(model: SequenceModel, data: Sequences | Shards) -> Any:
@@ -706,8 +730,7 @@ def _check_same_run(folder: Path, run: Mapping[str, Any], wanted: Mapping[str, A
         return {**run, **{f"model.{name}": value for name, value in run["hyperparameters"].items()}, "hyperparameters": None}
 
     before, after, free = flat(run), flat(wanted), may_change(run["schedule"])
-    if "validation" not in before:  # of an earlier version
-        free.add("validation")
+    free |= {"validation", "jit_compile"} - set(before)  # of an earlier version
     for name in dict.fromkeys((*after, *before)):
         if name not in free and before.get(name) != after.get(name):
             raise ValueError(
@@ -792,7 +815,10 @@ def write_card(
 
 
 def load(path: str | Path) -> SequenceModel:
-    """The model of a run folder (its best weights) or of a `.keras` file.
+    """The model of a run folder (its best weights) or of a `.keras` file, of whatever class.
+
+    Keras's own `load_model` reads these `.keras` files too, once the model's class was imported: `from tfseq import
+    LanguageModel`. `import tfseq` alone imports no class.
 
     Raises:
         FileNotFoundError: there is none.

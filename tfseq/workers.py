@@ -15,8 +15,12 @@ from pathlib import Path
 
 from tfseq.allocator import c_function
 
+DIVERGED = 3
+"""Exit code of `tfseq train` where it stopped at a loss that is not finite, and kept the weights before it."""
+
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 _RESTARTS = 3
+_DIVERGED_SECONDS = 120.0  # for a worker to find out too, and for the chief to write what it keeps
 _GRACE_SECONDS = 10.0  # between asking a process to end and ending it
 _POLL_SECONDS = 0.2
 
@@ -33,7 +37,7 @@ def run_workers(command: Callable[[], Sequence[str]], num_workers: int, logs: Pa
         logs: folder of their logs, made where it is absent.
 
     Returns:
-        the exit code of the first worker that failed, or 0.
+        the exit code of the first worker that failed, or 0; `DIVERGED` where training did, which all workers find.
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # which ends the workers too
     for restarts in range(_RESTARTS + 1):
@@ -66,6 +70,11 @@ def _run_once(command: list[str], num_workers: int, logs: Path) -> int:
                 processes.append(worker)
             while True:
                 codes = [process.poll() for process in processes]
+                if DIVERGED in codes:  # which all find, each in its time; one that is gone may break another, which is no death
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        for process in processes:
+                            process.wait(_DIVERGED_SECONDS)
+                    return DIVERGED
                 # a killed worker takes the others' calls with it: its signal says more than their errors
                 failed = sorted(code for code in codes if code)
                 if failed and failed[0] > 0 and None in codes:

@@ -133,6 +133,8 @@ class HiddenMarkovModel(ClosedFormModel):
     optional = frozenset({"observed", "y"})
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
+    faster_by_xla = frozenset({"em", "map", "vb"})
+
     def __init__(
         self,
         *,
