@@ -24,8 +24,9 @@ import tensorflow as tf
 
 import tfseq
 from tfseq import cli, files, training
+from tfseq.checks import NotFiniteError
 from tfseq.data.batching import Sequences, num_batches, num_windows, stream, windows
-from tfseq.models.base import NotFiniteError, Terms
+from tfseq.models.base import Terms
 from tfseq.models.rbm import RBM
 from tfseq.models.vae import VariationalAutoencoder
 from tfseq.workers import DIVERGED

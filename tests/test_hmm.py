@@ -13,6 +13,7 @@ from tensorflow_probability import distributions as tfd
 
 import tfseq
 from tfseq import training
+from tfseq.checks import NotFiniteError
 from tfseq.data.batching import Sequences
 from tfseq.data.series import load_earthquakes
 from tfseq.distributions import HiddenMarkovModel as Distribution
@@ -607,35 +608,66 @@ def test_compiled_with_xla_nothing_changes(rng: np.random.Generator) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_train_compiles_with_xla_where_that_pays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    data = Sequences(list((np.random.default_rng(0).random((5, 6, 3)) < 0.4).astype(np.float32)))
-    ragged = Sequences([data.x[0], data.x[1][:3]])
+def test_xla_is_chosen_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     model = HiddenMarkovModel.tiny()
-    for method, sequences, batch_size, num_steps, wanted in (
-        ("em", data, 5, 200, True), ("em", data, 5, 199, False), ("em", data, 2, 399, False),  # batches of 2, and of 1
-        ("em", ragged, 2, 9999, False), ("gradient", data, 5, 9999, False),
-    ):  # fmt: skip
-        model.compile(method=method)
-        assert training._xla_pays(model, sequences, batch_size, num_steps) is wanted
-    monkeypatch.setattr(training, "_STEPS_TO_PAY", 2)
-    expectation, ways, found = HiddenMarkovModel.expectation, [], []
+    asked: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(HiddenMarkovModel, "xla_pays", lambda model, *numbers: not asked.append(numbers))
+    x = list(np.zeros([5, 6, 3], np.float32))
+    assert training._xla_pays(model, Sequences(x), 10, 2, None)  # batches of 2, and of 1
+    assert training._xla_pays(model, Sequences(x), 10, 20, None)
+    assert asked == [(50, 6, 2), (50, 6, 1)]
+    assert not training._xla_pays(model, Sequences([x[0], x[1][:3]]), 10, 2, None)  # a batch by lengths has its own shape
+    monkeypatch.undo()
+    for method, step_size, work in (("em", None, True), ("em", 0.9, False), ("gradient", None, False)):
+        model.compile("sgd", method=method, step_size=step_size)
+        enough = int(2e9 / (10 * model.num_states**2)) + 1
+        assert (model.xla_pays(enough, 10, 1), model.xla_pays(enough, 10, 2)) == (work, False)
+
+
+def test_training_by_xla_is_the_same_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data = Sequences(list((np.random.default_rng(0).random((5, 6, 3)) < 0.4).astype(np.float32)))
+    ways, found = [], []
+    expectation = HiddenMarkovModel.expectation
 
     def seen(model: HiddenMarkovModel, batch: Any) -> Any:
         ways.append(is_compiled())
         return expectation(model, batch)
 
     monkeypatch.setattr(HiddenMarkovModel, "expectation", seen)
-    for out in (None, tmp_path / "run"):
-        for choice in ("auto", False):
-            keras.utils.set_random_seed(0)
-            options = {"out": out, "jit_compile": choice, "epochs": 3, "batch_size": 5, "progress": False}
-            run = tfseq.train(HiddenMarkovModel.tiny(), data, method="em", **options)
-            assert not run.model.jit_compile  # it infers without
-            found.append(run.model.get_weights())
-            out = out and tmp_path / "plain"
-    assert ways == [True, False] * 2  # each was traced once
-    for a, b in [*zip(*found[:2], strict=True), *zip(*found[2:], strict=True)]:
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(HiddenMarkovModel, "xla_pays", lambda *_: True)
+
+    def train(out: Path | None, **options: Any) -> HiddenMarkovModel:
+        keras.utils.set_random_seed(0)
+        model = HiddenMarkovModel.tiny()
+        settings = {"method": "em", "batch_size": 5, "schedule": "constant", "progress": False, "checkpoint_minutes": 0.0}
+        run = tfseq.train(model, data, data, out=out, **{**settings, "epochs": 3, **options})
+        assert not run.model.jit_compile
+        found.append(run.model.get_weights())
+        return model
+
+    train(None, jit_compile=False)
+    model = train(tmp_path, epochs=2)
+    monkeypatch.setattr(HiddenMarkovModel, "xla_pays", lambda *_: False)  # what was decided stays, else numbers would change
+    train(tmp_path, epochs=3, resume=True)
+    assert ways == [False, True, True]  # each was traced once
+    for a, b in zip(found[0], found[2], strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)  # float32
+    wrong = {"x": np.full([1, 2, 3], np.nan, np.float32), "mask": np.ones([1, 2], bool)}
+    assert not model.jit_compile
+    with pytest.raises(ValueError, match="`x` must be finite"):  # checked again
+        model.evaluate(tf.data.Dataset.from_tensors(wrong), verbose=0)
+
+
+def test_training_by_xla_names_what_it_cannot_learn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HiddenMarkovModel, "xla_pays", lambda *_: True)
+    model = HiddenMarkovModel.tiny(num_states=2, fixed_transition=[[0.0, 1.0], [None, None]])
+    before = [w.numpy() for w in model.trainable_weights]
+    labels = [np.array(y, np.int32) for y in ([0, 1, 1], [0, 0, 1], [1, 1, 1])]
+    data = Sequences(list(np.zeros([3, 3, 3], np.float32)), y=labels)
+    with pytest.raises(NotFiniteError, match=r"not finite at batch 1 of epoch 1: log_lik of 1 \(the batch has"):
+        tfseq.train(model, data, method="em", epochs=2, progress=False)
+    for weight, value in zip(model.trainable_weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
 
 
 def test_information_criteria_choose_the_number_of_states() -> None:

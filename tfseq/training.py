@@ -26,17 +26,17 @@ import tensorflow as tf
 
 import tfseq
 from tfseq import checks
+from tfseq.checks import NotFiniteError
 from tfseq.data import data_hash
 from tfseq.data.batching import Sequences, epoch_batches, num_batches, num_windows, stream, windows
 from tfseq.data.shards import Shards, named_damage
 from tfseq.files import locked, remove_left_behind, replace_file
 from tfseq.models import MODELS
-from tfseq.models.base import Batch, NotFiniteError, SequenceModel
+from tfseq.models.base import Batch, SequenceModel
 from tfseq.models.feedforward import NetworkClassifier
 from tfseq.models.replicas import is_chief, spans_machines, word_of_chief
 
 _STATE, _CARRIED = "training.json", "carried"  # beside the model in a checkpoint
-_STEPS_TO_PAY = 200  # training steps of one shape that are done sooner with XLA, its compiling included (README)
 _STEPS_CHECKED = 1 << 16  # padded steps of a sample of shards that are looked at together
 RUN_FILES = ("model.keras", "checkpoints/last.keras", "history.csv", "card.json")
 """What a run writes into its folder; a new run never replaces one."""
@@ -388,8 +388,8 @@ def train(
         checkpoint_minutes: least time between checkpoints, which come at the ends of epochs; 0 for one after each. A run that is
             killed loses what it did since the last.
         jit_compile: compile steps with XLA, which leaves out the check of a loss before its update. `"auto"` does so where it was
-            measured to be faster (README) and no gradient needs that check: closed-form methods of hidden Markov models, on CPUs,
-            where all sequences have one length and the steps are many enough to pay for compiling.
+            measured to be faster (README) and no update depends on that check: passes of closed-form methods of hidden Markov
+            models, on CPUs, where all sequences have one length and the work pays for compiling.
         seed: decides the order of the data and all noise in training.
         monitors: log the norms of the gradient and of the weights of every epoch (`monitor_norms` of `SequenceModel.compile`).
         tensorboard: write all that is logged to `out`/logs, for TensorBoard; a resumed run writes lost epochs again.
@@ -408,7 +408,7 @@ def train(
     Raises:
         ValueError: on bad arguments, where `out` holds a run (or files that a run would replace) and `resume` is False, where
             a resumed run would be another one, where its checkpoint is damaged, and where the loss is not finite before the end
-            of the first epoch.
+            of the first epoch (`tfseq.checks.NotFiniteError`).
         OSError: a file could not be written; the message names what was saved.
         KeyboardInterrupt: passed on after a message that names what was saved.
     """
@@ -433,6 +433,8 @@ def train(
         checks.at_least(1, patience=patience)
     checks.choice("optimizer", optimizer, ("adam", "sgd"))
     checks.choice("schedule", schedule, ("constant", "cosine"))
+    if jit_compile not in (True, False, "auto"):
+        raise ValueError(f'`jit_compile` must be True, False or "auto"; received {jit_compile!r}.')
     if patience is not None and validation is None:
         raise ValueError("`patience` needs `validation`: without it there is no bound to improve.")
     if tensorboard and out is None:
@@ -487,8 +489,8 @@ def train(
             jit_compile=jit_compile,
         )
         model.seed.assign(np.random.default_rng(seed).integers(0, 2**31 - 1, 2))
-    if jit_compile == "auto":  # of training alone: the model that is kept infers without
-        model.jit_compile = _xla_pays(model, data, batch_size, steps * (epochs - state["epoch"]))
+    chooses = jit_compile == "auto" and not resume  # decided once: a resumed run is to make the same numbers
+    by_xla = state.setdefault("xla", chooses and _xla_pays(model, data, epochs, batch_size, batch_steps))
     for sequences in (data, validation):
         if sequences is not None:  # all values are checked before any work, those of shards inside the graph
             is_sample = isinstance(sequences, Shards)
@@ -522,28 +524,31 @@ def train(
     done = state["epoch"]
     parted = False
     last = done if keeper.is_out_of_patience() else epochs  # `fit` without an epoch still ends what a killed one began
-    with _saying_what_is_saved(folder), named_damage():
+    with _saying_what_is_saved(folder), named_damage(), _steps_by_xla(model, by_xla):
         word_of_chief(strategy, 0.0)  # all have read what is in the folder before the chief writes
         if tensorboard and folder is not None and is_chief(strategy):
             callbacks.append(_Summaries(folder / "logs"))  # after the validation
         try:
             batches = batches_of(data, augmented_epochs, seed=seed, first_epoch=passes, skip=skip)
             model.fit(batches, steps_per_epoch=steps, epochs=last, initial_epoch=done, callbacks=callbacks, verbose=0)
+            if by_xla and keeper.diverged:  # the check that names the batch was left out; the parameters are those it had
+                for number, batch in zip(range(a_pass), batches_of(data, seed=seed, first_epoch=state["epoch"]), strict=False):
+                    if not np.isfinite(model.log_prob(batch)).all():
+                        keeper.diverge(_of_batch(model, batch, state["epoch"], number))
+                        break
         except NotFiniteError:
             parted = spans_machines(strategy)  # a step that failed ends all that workers say to each other
             passes, skip = divmod(keeper.batch_now(steps), a_pass)
             batch = next(iter(batches_of(data, augmented_epochs, seed=seed, first_epoch=passes, skip=skip)))
             epoch, number = divmod(keeper.batch_now(steps), steps)
-            keeper.diverge(
-                f"the loss or a gradient is not finite at batch {number + 1} of epoch {epoch + 1}: {_suspects(model, batch)}"
-            )
+            keeper.diverge(_of_batch(model, batch, epoch, number))
         except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
             if not spans_machines(strategy):
                 raise
             raise ConnectionError("Another worker of this run was lost, and none can train without it") from error
         if not state["best_epoch"]:  # nothing was validated: the last weights, which are those before a bad batch
             if any(np.isnan(w).any() for w in model.trainable_weights):
-                raise ValueError(f"Training stopped with nothing to keep: {keeper.stopped}. {_what_is_saved(folder)}")
+                raise NotFiniteError(f"Training stopped with nothing to keep: {keeper.stopped}. {_what_is_saved(folder)}")
             with averaged_weights(model):
                 keeper.keep_best()
         if folder is not None:
@@ -559,28 +564,45 @@ def train(
                 if state["history"]:  # of a run that was killed after its last checkpoint, rows may be missing
                     write_history(folder / "history.csv", state["history"])
                 write_card(folder, model, given, settings, state, keeper.stopped)
-        else:
-            if keeper.best_weights is not None:
-                model.set_weights(keeper.best_weights)
-            model.jit_compile = jit_compile is True
+        elif keeper.best_weights is not None:
+            model.set_weights(keeper.best_weights)
     if not state["history"]:
-        raise ValueError(f"Training stopped in its first epoch: {keeper.stopped}. {_what_is_saved(folder)}")
+        raise NotFiniteError(f"Training stopped in its first epoch: {keeper.stopped}. {_what_is_saved(folder)}")
     return Run(model, state["history"], keeper.stopped, keeper.diverged)
 
 
-def _xla_pays(model: SequenceModel, data: Any, batch_size: int, num_steps: int) -> bool:
-    """Whether this many training steps are done sooner with XLA, compiling included."""
-    if model.method not in model.faster_by_xla or isinstance(data, Shards) or len(set(data.lengths)) > 1:
+def _xla_pays(model: SequenceModel, data: Any, epochs: int, batch_size: int, batch_steps: int | None) -> bool:
+    """Whether all epochs are done sooner with XLA, as was measured on a CPU, one replica, for sequences of one length."""
+    if isinstance(data, Shards) or len(set(data.lengths)) > 1:
         return False
     if model.distribute_strategy.num_replicas_in_sync > 1 or tf.config.list_physical_devices("GPU"):
-        return False  # nothing was measured there
-    num_shapes = 1 + bool(len(data) % batch_size)
-    return num_steps >= _STEPS_TO_PAY * num_shapes
+        return False
+    num_shapes = len({len(rows) for rows in epoch_batches(data.lengths, batch_size, batch_steps=batch_steps)})
+    return model.xla_pays(epochs * len(data), int(data.lengths[0]), num_shapes)
+
+
+@contextlib.contextmanager
+def _steps_by_xla(model: SequenceModel, wanted: bool) -> Iterator[None]:
+    """Inside, training steps are compiled with XLA, and nothing else of the model: it validates and infers as before."""
+    if not wanted:
+        yield
+        return
+    model.make_test_function(force=True)
+    model.jit_compile = True
+    try:
+        yield
+    finally:
+        model.jit_compile, model.train_function = False, None
 
 
 def _prepared(model: SequenceModel, data: Sequences | Shards) -> Any:
     """A data set as the model reads it."""
     return data.prepared(model.prepare) if isinstance(data, Shards) else model.prepare(data)
+
+
+def _of_batch(model: SequenceModel, batch: Batch, epoch: int, number: int) -> str:
+    """What happened in a training step on a batch, both counted from 0."""
+    return f"the loss or a gradient is not finite at batch {number + 1} of epoch {epoch + 1}: {_suspects(model, batch)}"
 
 
 def _suspects(model: SequenceModel, batch: Batch) -> str:

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfseq import checks
 from tfseq.allocator import keep_memory
+from tfseq.checks import NotFiniteError
 from tfseq.models import fields
 from tfseq.models.replicas import (
     gradient_of_all,
@@ -47,10 +48,6 @@ _IN_SUPPORT = (
     "`model.as_batch(batch)` names the first of them."
 )
 _NOT_FINITE = "The loss or a gradient is not finite"
-
-
-class NotFiniteError(ValueError):
-    """The loss or a gradient of a training step is not finite; the weights are those before it."""
 
 
 class Terms(NamedTuple):
@@ -241,9 +238,6 @@ class SequenceModel(keras.Model):
 
     methods: tuple[str, ...] = ("gradient",)
     """Ways of training, chosen at `compile`; all but `"gradient"` are closed-form updates and need no optimiser."""
-
-    faster_by_xla: ClassVar[frozenset[str]] = frozenset()
-    """Those whose steps XLA was measured to make much faster on a CPU; see `jit_compile` of `train`."""
 
     rules: ClassVar[tuple[str, ...]] = ()
     """What a model says of batches of a stream that break its own rules (`kept_rules`)."""
@@ -474,7 +468,7 @@ class SequenceModel(keras.Model):
         keep = np.broadcast_to(mask.reshape(*mask.shape, *[1] * (x.ndim - 2)), x.shape)
         if "observed" in batch:
             keep = keep & batch["observed"]
-        checks.finite("x", x, keep)
+        checks.finite("x", x, keep, has_observed="observed" in specs)
         if "u" in batch:
             checks.finite("u", batch["u"], np.broadcast_to(mask[..., None], batch["u"].shape))
         self.check_values(np.where(keep, x, np.zeros([], x.dtype)))
@@ -514,7 +508,7 @@ class SequenceModel(keras.Model):
         Raises:
             ValueError: a field is no list of sequences of one kind, does not fit x, or holds NaN where it was observed.
         """
-        return fields.as_dataset(data, cls.takes_strings)
+        return fields.as_dataset(data, cls.takes_strings, "observed" in cls.optional)
 
     def given(self, x: Any, mask: Any = None, seed: Any = (0, 0), **apart: Any) -> Batch:
         """The arguments of a method as a complete batch: x alone, or a whole batch (then `mask` and `apart` belong into it)."""
@@ -594,11 +588,23 @@ class SequenceModel(keras.Model):
             raise ValueError(f"`monitor_norms` is for method='gradient'; {method!r} has no gradient.")
         if kwargs.get("jit_compile", "auto") == "auto":  # XLA leaves the checks of a step out
             kwargs["jit_compile"] = False
+        if kwargs.get("jit_compile") and self.carried:
+            raise ValueError("`jit_compile` must be False where a state is carried from window to window: XLA fixes its shape.")
         super().compile(optimizer if method == "gradient" else None, **kwargs)
         self.method, self.step_size = method, step_size
         with self.distribute_strategy.scope():
             norms = (PerStep("gradient_norm"), PerStep("weight_norm")) if monitor_norms else ()
         object.__setattr__(self, "norm_metrics", norms)
+
+    def xla_pays(self, num_sequences: int, num_steps: int, num_shapes: int) -> bool:
+        """Whether training, as compiled, is done sooner with XLA, compiling included: as was measured, on a CPU.
+
+        Args:
+            num_sequences: how many are seen in all epochs.
+            num_steps: their common length.
+            num_shapes: of batches.
+        """
+        return False
 
     def get_compile_config(self) -> dict[str, Any] | None:
         config = super().get_compile_config()
@@ -657,7 +663,9 @@ class SequenceModel(keras.Model):
         # nothing of a step happens before its batch is there: the end of a stream would leave half of one
         with tf.control_dependencies([batch["x"]]), tf.GradientTape() as tape:
             loss, total = self._loss(self.terms(batch, training=True))
-            loss += tf.add_n([tf.cast(a, loss.dtype) for a in self.losses]) / num_replicas() if self.losses else 0.0
+            if self.losses:  # of weights, the same on all replicas
+                extra = tf.add_n([tf.cast(a, loss.dtype) for a in self.losses])
+                loss, total = loss + extra / num_replicas(), total + extra
             scaled = self.optimizer.scale_loss(loss)
         gradients = gradient_of_all(self.optimizer, tape.gradient(scaled, self.trainable_weights))
         # a loss scale is found by gradients that are not finite: its optimiser leaves them out
@@ -675,6 +683,7 @@ class SequenceModel(keras.Model):
 
         So all replicas stop at once, or none.
         """
+        gradients = [g for g in gradients if g is not None]
         total = loss + tf.cast(tf.linalg.global_norm(gradients), loss.dtype) if gradients else loss
         return tf.debugging.Assert(tf.math.is_finite(total), [_NOT_FINITE, self.step.value, batch["row"]], summarize=10)
 
@@ -686,7 +695,7 @@ class SequenceModel(keras.Model):
         """The global norms of a training step, before it."""
         scale = self.optimizer.scale_loss(1.0)  # of the loss scale of mixed precision
         gradient_norm, weight_norm = self.norm_metrics
-        gradient_norm.update_state(tf.linalg.global_norm(gradients) / scale, 1.0)
+        gradient_norm.update_state(tf.linalg.global_norm([g for g in gradients if g is not None]) / scale, 1.0)
         weight_norm.update_state(tf.linalg.global_norm([w.value for w in self.trainable_weights]), 1.0)
 
     def test_step(self, batch: Batch) -> dict[str, tf.Tensor]:

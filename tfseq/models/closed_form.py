@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -109,7 +110,7 @@ class _Update(keras.callbacks.Callback):
         self.model.update()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        self.model.pass_is_done.assign(1)
+        self.model.pass_is_done.assign(int(logs is None or math.isfinite(logs["loss"])))  # else nothing is to be learned from it
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         self.model.update()

@@ -32,8 +32,9 @@ def gradient_of_all(optimizer: Any, gradients: list[Any]) -> list[Any]:
     """A replica's part of the gradient -> that of all replicas, which a Keras optimiser is then to apply as it is.
 
     Keras sums over replicas after it has clipped, and after a loss scale has looked for overflow, so neither would be of the
-    whole gradient. The method that sums is left out of this optimiser; it has no public switch.
+    whole gradient. The method that sums is left out of this optimiser, for good; it has no public switch.
     """
+    gradients = [g if g is None else tf.convert_to_tensor(g) for g in gradients]
     if num_replicas() == 1:
         return gradients
     inner = getattr(optimizer, "inner_optimizer", optimizer)
@@ -42,7 +43,8 @@ def gradient_of_all(optimizer: Any, gradients: list[Any]) -> list[Any]:
             f"Keras {keras.__version__} sums gradients over replicas in a new way: use the versions in pyproject.toml."
         )
     object.__setattr__(inner, _SUMS, list)  # pairs of a gradient and a variable, as they are
-    return sum_over_replicas([tf.convert_to_tensor(g) for g in gradients])
+    summed = iter(sum_over_replicas([g for g in gradients if g is not None]))
+    return [g if g is None else next(summed) for g in gradients]
 
 
 def strategy_of_cluster() -> tf.distribute.Strategy:
