@@ -91,7 +91,7 @@ def test_log_prob_is_the_sum_over_steps(name: str, models: Any) -> None:
         np.testing.assert_allclose(model._log_prob(model.complete(model.as_batch([text]))), wanted[row : row + 1], **SAME)
 
 
-def test_dynamic_evaluation_descends_after_every_window(models: Any) -> None:
+def test_dynamic_evaluation_descends_after_every_window(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against finite differences of `log_prob`, and single steps of the network from the state that the old weights left."""
     model, rate = models("gru tied"), 0.2
     texts, window, small = ["abca", "cb"], 2, 1e-5  # two windows, and one
@@ -122,16 +122,39 @@ def test_dynamic_evaluation_descends_after_every_window(models: Any) -> None:
 
     ids = ids_of(model, texts[0])
     first, state = window_of(ids[:2], model.boundary, model.stack.initial_state(1))
-    for weight, slope in zip(model.trainable_weights, gradient(texts[0][:2]), strict=True):  # far below the norm of 5
-        weight.assign(weight.numpy() + rate * slope / 2.0)
-    second, _ = window_of(ids[2:], ids[1], state)
-    model.set_weights(kept)
-    found = model.dynamic_log_prob(texts, learning_rate=rate, window=window)
-    np.testing.assert_allclose(found[0], first + second, rtol=1e-7)  # of central differences
+    slopes = [slope / 2.0 for slope in gradient(texts[0][:2])]
+    norm = np.sqrt(sum(np.sum(slope**2) for slope in slopes))
+    for most in (0.1, 5.0):
+        for weight, slope in zip(model.trainable_weights, slopes, strict=True):
+            weight.assign(weight + rate * min(1.0, most / norm) * slope)
+        second, _ = window_of(ids[2:], ids[1], state)
+        model.set_weights(kept)
+        monkeypatch.setattr(language_model, "_DYNAMIC_NORM", most)
+        model.__dict__.pop("_learned", None)  # traced with another norm
+        found = model.dynamic_log_prob(texts, learning_rate=rate, window=window)
+        np.testing.assert_allclose(found[0], first + second, rtol=1e-7)  # of central differences
+    assert 0.1 < norm < 5.0
     assert abs(found[1] - float(model.log_prob(texts)[1])) > 1e-3  # the weights go on from text to text,
     np.testing.assert_allclose(model.dynamic_log_prob(texts, learning_rate=0.0, window=3), model.log_prob(texts), **SAME)
     for weight, value in zip(model.get_weights(), kept, strict=True):  # and are what they were
         np.testing.assert_array_equal(weight, value)
+
+
+def test_windows_are_not_compiled_with_xla() -> None:
+    with pytest.raises(ValueError, match="`jit_compile` must be False where a state is carried"):
+        LanguageModel.tiny().compile("adam", jit_compile=True)
+    LanguageModel.tiny(window=None).compile("adam", jit_compile=True)
+
+
+@pytest.mark.parametrize("name", ["ends", "conditional"])
+def test_dynamic_evaluation_without_learning_is_exact(name: str, models: Any) -> None:
+    model, texts = models(name), ["abcab", "", "cab"]
+    data = Sequences(texts, y=["x", "y", "x"]) if model.conditional else Sequences(texts)
+    found = tfseq.evaluate(model, data, dynamic_rate=1e-13, dynamic_window=2)
+    assert found["dynamic_nats_per_token"] == pytest.approx(found["nats_per_token"], rel=1e-9)
+    for name, value in (("dynamic_rate", -1.0), ("dynamic_window", 0)):
+        with pytest.raises(ValueError, match=f"`{name}` must"):
+            tfseq.evaluate(model, data, **{"dynamic_rate": 0.1, name: value})
 
 
 def test_dynamic_evaluation_says_what_is_wrong(models: Any) -> None:

@@ -124,6 +124,9 @@ def evaluate(
         _check_forecasts(model, data, forecast_steps, forecast_samples, forecast_origins)
     if dynamic_rate and not isinstance(model, LanguageModel):
         raise ValueError(f"`dynamic_rate` is for language models; received {dynamic_rate} with a {type(model).__name__}.")
+    if not dynamic_rate >= 0.0:
+        raise ValueError(f"`dynamic_rate` must be at least 0; received {dynamic_rate}.")
+    checks.at_least(1, dynamic_window=dynamic_window)
     if isinstance(model, Reader):
         return _reader_figures(model, data, batch_size, baselines_from, dynamic_rate, dynamic_window)
     lengths = data.lengths
@@ -375,7 +378,7 @@ def _reader_figures(
             result["nats_per_character"] = float(-log_prob.sum() / num_characters)
         if dynamic_rate:
             in_order = data if model.conditional else replace(data, y=None)
-            found = model.dynamic_log_prob(model.as_batch(in_order), learning_rate=dynamic_rate, window=dynamic_window)
+            found = model.dynamic_log_prob(in_order, learning_rate=dynamic_rate, window=dynamic_window)
             result |= {"dynamic_nats_per_token": float(-found.sum() / lengths.sum()), "dynamic_rate": dynamic_rate}
             result["dynamic_window"] = dynamic_window
         if train is not None:

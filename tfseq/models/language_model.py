@@ -293,7 +293,7 @@ class LanguageModel(Reader):
         of the texts in their order under a model that adapts; that of fixed weights is `log_prob`. The weights are restored.
 
         Args:
-            data: texts, tokens or ids `[B, T]`, however long.
+            data: texts, tokens or ids `[B, T]`, however long; or a data set.
             mask: of ids, `[B, T]`.
             learning_rate: of the descent; 0 gives `log_prob`.
             window: tokens between two steps.
@@ -304,28 +304,31 @@ class LanguageModel(Reader):
         checks.at_least(1, window=window)
         if not 0.0 <= learning_rate < math.inf:
             raise ValueError(f"`learning_rate` must be a number of at least 0; received {learning_rate!r}.")
-        batch = self.given(data, mask)
-        num_rows = len(batch["x"])
-        found, kept = np.zeros(num_rows), [w.numpy() for w in self.trainable_weights]
+        if hasattr(data, "x") and hasattr(data, "take"):  # a data set, whose rows need not fit into memory as one batch
+            rows = (self.given(data.take([i])) for i in range(len(data)))
+        else:
+            batch = self.given(data, mask)
+            rows = ({name: value[i : i + 1] for name, value in batch.items()} for i in range(len(batch["x"])))
+        found: list[float] = []
+        kept = [w.numpy() for w in self.trainable_weights]
         rate = tf.constant(learning_rate, self.float_dtype)
         try:
-            for row in range(num_rows):
-                one = {name: value[row : row + 1] for name, value in batch.items()}
-                length = int(mask_to_lengths(one["mask"])[0])
+            for row in rows:
+                total, length = 0.0, int(mask_to_lengths(row["mask"])[0])
                 before, state = tf.constant([self.boundary]), self.stack.initial_state(1)
                 for begin in range(0, length, window):
-                    ids = one["x"][:, begin : min(begin + window, length)]
-                    log_prob, state = self._learned(before, ids, state, one.get("y"), rate)
-                    found[row] += float(log_prob)
-                    before = ids[:, -1]
-                if not math.isfinite(found[row]):
+                    ids = row["x"][:, begin : min(begin + window, length)]
+                    log_prob, state = self._learned(before, ids, state, row.get("y"), rate)
+                    total, before = total + float(log_prob), ids[:, -1]
+                if learning_rate and not math.isfinite(total):
                     raise ValueError(
-                        f"`learning_rate` must be smaller: with {learning_rate:g} log p of row {row} is {found[row]}."
+                        f"`learning_rate` must be smaller: with {learning_rate:g} log p of row {len(found)} is {total}."
                     )
+                found.append(total)
         finally:
             for weight, value in zip(self.trainable_weights, kept, strict=True):
                 weight.assign(value)
-        return found
+        return np.array(found)
 
     @functools.cached_property
     def _learned(self) -> Any:
