@@ -34,7 +34,7 @@ _TAKES_DATA = ("x", "data", "v", "prompts", "num_sequences")
 # What is no question to a model: parts of one, and what trains for long.
 _NOT_ASKED = {
     "as_batch", "as_dataset", "check_values", "cut", "encoded", "example_batch", "from_data", "given", "in_support", "initialise",
-    "prepare", "pretrain", "protocol", "select_num_states", "tokenize", "tokenize_target",
+    "prepare", "pretrain", "protocol", "select_num_states", "tokenize", "tokenize_target", "xla_pays",
 }  # fmt: skip
 
 

@@ -192,8 +192,22 @@ def test_labels_of_steps_that_agree_are_those_of_sequences(tmp_path: Path) -> No
             ValueError, match="`y` must have one label.*sequence 'd' of the user's file mine.csv has 1 and 2.*tagger"
         ):
             run(changed)
-    with pytest.raises(ValueError, match="`y` must hold labels that were seen in training"):
+    with pytest.raises(ValueError, match="`y` must hold labels that were seen in training, the same at all steps of a sequence"):
         model.evaluate(stream(changed, 4), verbose=0)
+    with pytest.raises(ValueError, match=r"`y` must have one label.*sequence \d of the data has 1 and 2"):
+        model.as_batch(next(iter(stream(changed, 4))))
+
+
+def test_labels_of_steps_in_arrays_and_lists_agree_too() -> None:
+    model = made("max")
+    x, mask = np.ones((3, 2), int), np.array([[True, True], [True, False], [True, True]])
+    for y in (np.array([[2, 2], [1, 7], [-1, 0]]), np.array([["c", "c"], ["b", "x"], ["", "a"]])):
+        for same in (y, tf.constant(y), [row[:n] for row, n in zip(y.tolist(), mask.sum(1), strict=True)]):
+            assert model.as_batch({"x": x, "mask": mask, "y": same})["y"].tolist() == [2, 1, 0]
+        with pytest.raises(ValueError, match="`y` must have one label for each sequence, .*sequence 1 of the data has"):
+            model.as_batch({"x": x, "y": y})
+        with pytest.raises(ValueError, match=r"`mask` must be bool of shape \[B, T\] = \[3, 2\]"):
+            model.as_batch({"x": x, "mask": mask[:, :1], "y": y})
 
 
 @pytest.mark.parametrize("pooling", ["last", "attention"])

@@ -25,6 +25,7 @@ from tfseq.data.speech import frames, read_wav
 from tfseq.models.base import SequenceModel
 from tfseq.models.classifier import SequenceClassifier
 from tfseq.models.dmm import DeepMarkovModel
+from tfseq.models.hmm import HiddenMarkovModel
 from tfseq.models.language_model import LanguageModel
 from tfseq.writers import write_samples
 
@@ -955,8 +956,16 @@ def test_predict_reads_recordings_as_the_data_of_the_run(tmp_path, said, monkeyp
     (tmp_path / "card.json").write_text(json.dumps({"data": {"name": "spoken-digits", "sampling_rate": 8000}}))
     code, out, err = said("predict", tmp_path, tmp_path / "one.wav", tmp_path / "one.wav")
     assert code == 0 and re.fullmatch(r"([01]\t[01]\.\d{4}\tone\n){2}", out), err
+    (tmp_path / "sounds" / "test").mkdir(parents=True)
+    (tmp_path / "one.wav").rename(tmp_path / "sounds" / "test" / "one.wav")
+    (tmp_path / "card.json").write_text(json.dumps({"data": {"name": "mine", "sampling_rate": 16000}}))
+    for other in (model, HiddenMarkovModel.tiny(observation_dim=200)):
+        monkeypatch.setattr(cli, "_load", lambda run, other=other: other)
+        code, out, err = said("predict", tmp_path, tmp_path / "sounds")
+        assert (code, out) == (2, "") and "INPUT must have 16000 samples a second" in err and "sounds has 8000." in err
+    monkeypatch.setattr(cli, "_load", lambda run: model)
     (tmp_path / "card.json").write_text(json.dumps({"data": {"name": "mine"}}))
-    code, _, err = said("predict", tmp_path, tmp_path / "one.wav")
+    code, _, err = said("predict", tmp_path, tmp_path / "sounds" / "test" / "one.wav")
     assert code == 2 and "this one was trained on mine" in err
     code, _, err = said("predict", tmp_path)
     assert code == 2 and "INPUT must hold frames of 200 numbers for this run" in err and "standard input holds texts" in err

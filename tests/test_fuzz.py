@@ -14,7 +14,7 @@ import parsers
 import pytest
 import strategies
 import tensorflow as tf
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from test_conformance import CASES
 
@@ -61,13 +61,14 @@ def test_data_make_a_model_or_are_refused_by_name(name: str, eager: None) -> Non
     model, seen = tiny(name), set()
     method = "pretrain" if hasattr(model, "pretrain") else "from_data"
 
-    @settings(settings.get_profile("same"), max_examples=4 if method == "pretrain" else 8)
+    @seed(10)  # has both outcomes for each model; another version of Hypothesis may need another one
+    @settings(settings.get_profile("same"), max_examples=4 if method == "pretrain" else 10)
     @given(st.data())
     def attempt(data: st.DataObject) -> None:
         seen.add(strategies.outcome(model, data.draw(strategies.data_calls(model, method))))
 
     attempt()
-    assert "refused" in seen
+    assert seen == {"answered", "refused"}
 
 
 X = np.ones((2, 3, 3), np.float32)
@@ -102,8 +103,13 @@ TOKENS = np.zeros((2, 3), np.int32)
             {"x": X[:, 0], "state": {"log_belief": np.zeros((3, 3))}},
             r"`state\['log_belief'\]` must have shape",
         ),
-        ("rbm", "free_energy", {"v": np.full((2, 3), np.nan)}, "`v` must be finite .*received nan at index"),
-        ("rbm", "free_energy", {"v": np.full((2, 3), 3e38)}, r"`v` must be finite .*no larger than 1e\+30"),
+        (
+            "rbm",
+            "free_energy",
+            {"v": np.full((2, 3), np.nan)},
+            "`v` must be finite, .*received nan at index .* Leave such rows out",
+        ),
+        ("rbm", "free_energy", {"v": np.full((2, 3), 3e38)}, r"`v` must be finite, .*no larger than 1e\+30"),
         ("rbm", "gibbs", {"v": [["a", "b", "c"]]}, "`v` must be numbers"),
         ("rbm", "log_prob", {"x": X, "log_partition": [1.0]}, "`log_partition` must be log Z, a finite number"),
         ("lm", "log_prob", {"data": TOKENS + 3}, "`x` must be ids from 0 to 2"),  # the number of the boundary, which is no token
@@ -117,9 +123,11 @@ TOKENS = np.zeros((2, 3), np.int32)
             {"data": {"x": TOKENS, "y": np.zeros(3, int)}},
             "`y` must have a row for each of the 2 of `x`",
         ),
+        ("classifier", "classify", {"data": {"x": TOKENS, "y": "never"}}, r"`y` must hold labels .*'never' at index \(0,\)"),
         ("classifier", "fit", {"x": TOKENS}, "`y` must be given to a SequenceClassifier in training"),
         ("seq2seq", "log_prob", {"data": {"x": TOKENS}}, "`target` must be given"),
         ("seq2seq", "log_prob", {"data": {"x": TOKENS, "target": 1.0}}, "`target` must be texts, or a row"),
+        ("seq2seq", "log_prob", {"data": {"x": TOKENS, "target": np.array(None)}}, "`target` must be texts, or a row"),
         (
             "seq2seq",
             "log_prob",
@@ -152,11 +160,14 @@ def test_what_once_came_out_of_numpy_or_tensorflow_names_its_argument(
         ("rbm", tf.ragged.constant([[1], [2, 3]]), "`x` must be"),
         ("rbm", {"x": X, "mask": [[True, False, True]] * 2}, "`mask` must be right-padded"),
         ("rbm", {"x": X, "mask": np.ones((2, 1), bool)}, r"`mask` must be bool of shape .* = \[2, 3\]"),
-        ("kalman", X.astype(str), "`x` must be numbers; received <U"),
+        ("kalman", X.astype(str), "`x` must be numbers; received strings"),
+        ("kalman", ["a"], "`x` must be numbers; received strings"),
         ("kalman", {"x": X, "observed": {"x": None}}, "`observed` must be a list of sequences"),
         ("kalman", {"x": X, "observed": np.ones((2, 3, 1), bool)}, "`observed` must fit `x`; of sequence 0"),
         ("kalman", {"x": X, "observed": np.ones(X.shape, object)}, "`observed` must be bool; received object"),
-        ("dmm", X * np.nan, r"`x` must be finite .* at index \(0, 0, 0\) and 8 other places"),
+        ("dmm", X * np.nan, r"`x` must be finite wherever .* at index \(0, 0, 0\) and 8 other places. For missing values pass"),
+        ("dmm", {"x": X, "u": X * np.inf}, "`u` must be finite, .* Leave such rows out"),
+        ("rbm", {"x": X * np.nan, "observed": np.zeros(X.shape, bool)}, "`x` must be finite, .* Leave such rows out"),
         ("dmm", X[:1, :, :1] * np.float32(3.4e38), r"`x` must be finite .*no larger than 1e\+30; received 3.39"),
         ("dmm", {"x": X, "u": X[:, :2]}, "`u` must fit `x`"),
         ("dmm", X[0], r"`x` must be vectors \[T, D\] for this head"),
@@ -165,6 +176,17 @@ def test_what_once_came_out_of_numpy_or_tensorflow_names_its_argument(
         ("lm", [[1, 2**40]], "`x` must hold symbols from 0 to"),
         ("lm", [["\ud800"]], "`vocabulary` and classes must be Unicode"),
         ("lm", [], "`x` must be texts, tokens or ids"),
+        (
+            "classifier",
+            {"x": [["a"], []], "y": [0, 1], "mask": np.zeros((2, 1), bool)},
+            "`vocabulary` must hold .*Was the data empty",
+        ),
+        (
+            "lm",
+            X[0],
+            r"`x` must be texts.*received float32 of shape \[3\]. Are `x` and `target` exchanged, or ids kept as floats",
+        ),
+        ("tagger", {"x": ["a"], "y": np.zeros((1, 1, 0))}, "`y` must fit `x`; of sequence 0"),
         ("tagger", {"x": [["a", "b"]], "y": [[0]] * 2}, "`y` must have one item for each of the 1 of `x`"),
         ("tagger", {"x": [["a", "b"]], "y": [[0, 2**40]]}, "`y` must hold symbols from 0 to"),
         ("tagger", {"x": [["a", "b"]], "y": [[0.5, 1.0]]}, "`y` must hold labels, strings or whole numbers; received"),
@@ -186,6 +208,15 @@ def test_what_is_padded_is_no_data_and_targets_have_lengths_of_their_own(eager: 
     assert (model.text.size, model.num_targets) == (3, 7)  # 0, 1, 2; 0, 1, ... 5 and the end
     labelled = {"x": data["x"], "mask": data["mask"], "y": [1]}
     assert MODELS["classifier"].from_data(labelled, embedding_dim=2, units=[2]).text.size == 3
+
+
+def test_texts_are_not_copied_and_an_empty_list_is_of_any_kind() -> None:
+    text = "a\0"
+    assert MODELS["lm"].as_dataset({"x": [text], "y": [b"b\0"]}).x[0] is text
+    data = {"x": [[], [1, 2]], "observed": [[], [True, True]]}
+    assert MODELS["hmm"].from_data(data, emission="categorical").emission.event_dim == 3
+    with pytest.raises(ValueError, match="`observed` must be bool; received int64"):
+        MODELS["hmm"].from_data({**data, "observed": [[], [1, 1]]}, emission="categorical")
 
 
 @pytest.mark.parametrize("x", [np.zeros((0, 3)), np.zeros((0, 2, 3)), [np.zeros((0, 3))], [np.zeros((1, 2))], np.zeros(3)])

@@ -945,8 +945,8 @@ def test_wrong_hyperparameters_are_a_clear_error(settings: dict, message: str) -
 
 
 @pytest.mark.parametrize(("rows", "value", "settings", "message"), [
-    ([2], np.nan, {}, r"`x` must be finite .*received nan at index \(\d, 0, 1\)"),
-    ([2], np.inf, {"visible": "gaussian"}, r"`x` must be finite .*received inf at index"),
+    ([2], np.nan, {}, r"`x` must be finite, .*received nan at index \(\d, 0, 1\)"),
+    ([2], np.inf, {"visible": "gaussian"}, r"`x` must be finite, .*received inf at index"),
     (range(10), 0.7, {"visible": "gaussian"}, "feature 1 is constant. Leave it out"),
 ])  # fmt: skip
 def test_wrong_data_are_a_clear_error(rows: Any, value: float, settings: dict, message: str, rng: np.random.Generator) -> None:

@@ -238,8 +238,9 @@ def test_what_cannot_be_written_is_said(frames, tmp_path):
     cases = [
         (Sequences(["raw text"]), "raw texts"),
         (Sequences([]), "no sequences"),
-        (Sequences(nan), "sequence 1 holds NaN"),
-        (Sequences(x, u=nan), "`data.u` must be finite"),
+        (Sequences(nan), r"`data.x` must be finite wherever .*received nan at index \(1, 0, 0\). For missing"),
+        (Sequences(x + np.float32(3.4e38)), r"`data.x` must be .*no larger than 1e\+30; received 3.39.* at index \(0, 0, 0\)"),
+        (Sequences(x, u=nan), r"`data.u` must be finite, .*received nan at index \(1, 0, 0\). Leave"),
         ([Sequences(x), frames], "same entries"),
         ([Sequences(x), Sequences(x[:, :, :1])], r"float32 \['T', 2\] as in the first; received float32 of shape \[2, 1\]"),
         ([Sequences(x.astype(np.int32)), Sequences(x)], "alike in all sequences"),

@@ -14,6 +14,10 @@ LARGEST = 1e30
 """Of a number that models take: float32 leaves no room above it for sums and products, whose overflow would end as NaN."""
 
 
+class NotFiniteError(ValueError):
+    """The loss or a gradient of a training step is not finite; the weights are those before it."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the option closest to `name`, or nothing."""
     close = difflib.get_close_matches(str(name), list(options), n=1)
@@ -49,8 +53,11 @@ def array(argument: str, value: Any) -> np.ndarray:
         raise ValueError(f"`{argument}` must be an array, or rows of one length; NumPy says: {error}.") from error
 
 
-def finite(argument: str, values: np.ndarray, keep: Any = True, place: tuple[int, ...] = ()) -> None:
-    """Raises where `values`, which are at `place`, are not finite or too large for float32, but count (`keep`)."""
+def finite(argument: str, values: np.ndarray, keep: Any = True, place: tuple[int, ...] = (), has_observed: bool = False) -> None:
+    """Raises where `values`, which are at `place`, are not finite or too large for float32, but count (`keep`).
+
+    `has_observed`: whether the caller takes `observed`, which the error then advises.
+    """
     if values.dtype.kind != "f":
         return
     fits = (np.abs(values) <= min(LARGEST, float(np.finfo(values.dtype).max))) | ~np.asarray(keep)
@@ -58,10 +65,12 @@ def finite(argument: str, values: np.ndarray, keep: Any = True, place: tuple[int
         return
     where = tuple(int(i) for i in np.argwhere(~fits)[0])
     more = int((~fits).sum()) - 1
+    rule, cure = "", "Leave such rows out, or fill them in."
+    if has_observed:
+        rule, cure = " wherever it is real and observed", "For missing values pass `observed` with False at these entries."
     raise ValueError(
-        f"`{argument}` must be finite wherever it is real and observed, no larger than {LARGEST:g}; received {values[where]} at "
-        f"index {(*place, *where)}{f' and {more} other places' if more else ''}. "
-        "For missing values pass `observed` with False at these entries."
+        f"`{argument}` must be finite{rule}, no larger than {LARGEST:g}; received {values[where]} at index {(*place, *where)}"
+        f"{f' and {more} other places' if more else ''}. {cure}"
     )
 
 

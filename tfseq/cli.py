@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TextIO, Un
 
 import tfseq
 from tfseq import checks
-from tfseq.checks import nearest
+from tfseq.checks import NotFiniteError, nearest
 from tfseq.data import DATASETS, FILES, SPLITS, load_dataset, splits_of
 from tfseq.files import replace_file
 from tfseq.models import MODELS
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"error: {error} More: tfseq {f'{arguments[0]} ' if command else ''}--help", 2)
     except (ValueError, OSError, ImportError) as error:
         _debug()
-        return _fail(f"error: {_reason(error)}", 1)
+        return _fail(f"error: {_reason(error)}", DIVERGED if isinstance(error, NotFiniteError) else 1)
     except MemoryError:
         _debug()
         return _fail("error: out of memory. A smaller --batch_size or model may fit.", 1)
@@ -1076,8 +1076,7 @@ def _decode_steps(model: SequenceModel, chosen: Namespace) -> None:
             raise UsageError(f"--{flag} is for models that read texts; this is a {type(model).__name__}.")
     if chosen.out is not None and Path(chosen.out).suffix.lower() != ".csv":
         raise UsageError(f"--out must end in .csv for a {type(model).__name__}; received {chosen.out!r}.")
-    name = _check_data(chosen.input[0], "INPUT")
-    data = load_dataset(name, _split(name, chosen.split), **_reading(vars(chosen)))
+    data = _input_data(chosen.input[0], chosen)
     with _working(f"Decoding {len(data)} sequences"):
         found = _decode(model, data, chosen.batch_size)
     if chosen.plot is not None:
@@ -1090,6 +1089,19 @@ def _decode_steps(model: SequenceModel, chosen: Namespace) -> None:
         print(chosen.out)
     if chosen.plot is not None:
         print(chosen.plot, file=sys.stderr if chosen.out is None else sys.stdout)
+
+
+def _input_data(name: str, chosen: Namespace) -> Sequences:
+    """The data set that INPUT names; UsageError where it and that of the run are recordings at different sampling rates."""
+    name = _check_data(name, "INPUT")
+    data = load_dataset(name, _split(name, chosen.split), **_reading(vars(chosen)))
+    rate = _about(chosen.run)["sampling_rate"]
+    if None not in (rate, data.sampling_rate) and data.sampling_rate != rate:
+        raise UsageError(
+            f"INPUT must have {rate} samples a second, as what this run was trained on; {name} has {data.sampling_rate}. "
+            f"Convert it: ffmpeg -i IN -ar {rate} OUT.wav."
+        )
+    return data
 
 
 def _answer(model: Reader, chosen: Namespace) -> None:
@@ -1145,8 +1157,7 @@ def _blocks(model: Reader, chosen: Namespace) -> Iterator[Sequences]:
         for name in names:
             is_data = name in DATASETS or Path(name).is_dir() or Path(name).suffix.lower() in set(FILES) - {".txt"}
             if name != "-" and is_data:
-                name = _check_data(name, "INPUT")
-                data = replace(load_dataset(name, _split(name, chosen.split), **reading), y=None, target=None)
+                data = replace(_input_data(name, chosen), y=None, target=None)
                 _check_read(model, name, data.x)
                 for begin in range(0, len(data), 1000):
                     yield data.take(range(begin, min(begin + 1000, len(data))))

@@ -197,7 +197,9 @@ class _Writing:
         for i in range(len(block)):
             row = len(self.lengths)
             arrays = {name: field.array(name, row, getattr(block, name)[i]) for name, field in self.fields.items()}
-            _check_finite(arrays, row)
+            for name in sorted({"x", "u"} & set(arrays)):
+                keep = arrays.get("observed", True) if name == "x" else True
+                checks.finite(f"data.{name}", arrays[name], keep, (row,), has_observed=name == "x")
             features = {}
             for name, values in arrays.items():
                 is_text = self.fields[name].is_text
@@ -279,17 +281,6 @@ def _field_of(data: Sequences, name: str) -> _Field:
     if dtype.kind != "U" and dtype.name not in _DTYPES:
         raise ValueError(f"`data.{name}` must be str or one of {', '.join(_DTYPES)} to be written; received {dtype}.")
     return _Field("str" if dtype.kind == "U" else dtype.name, () if whole else np.shape(getattr(data, name)[0])[1:], whole)
-
-
-def _check_finite(arrays: dict[str, np.ndarray], row: int) -> None:
-    for name in ("x", "u"):
-        if name in arrays and arrays[name].dtype.kind == "f":
-            bad = ~np.isfinite(arrays[name])
-            if bad.any() and (name == "u" or (bad & arrays.get("observed", np.True_)).any()):
-                raise ValueError(
-                    f"`data.{name}` must be finite wherever it was observed; sequence {row} holds NaN or infinity. For missing "
-                    "values give `observed` with False at these entries."
-                )
 
 
 def _described(path: Path) -> dict[str, Any]:

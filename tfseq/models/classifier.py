@@ -7,6 +7,8 @@ or a weighted sum of h over real steps; p(y | x) = softmax(W v + b).
 from __future__ import annotations
 
 import dataclasses
+import types
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import keras
@@ -18,7 +20,8 @@ from tfseq.layers.attention import AttentionPooling
 from tfseq.layers.recurrent import Cell, RecurrentStack
 from tfseq.layers.text import Unit
 from tfseq.models.base import FROM_DATA, Batch, Endpoint, Terms, graph
-from tfseq.models.reader import NEVER_SEEN, UNKNOWN_LABEL, Reader, classes_of
+from tfseq.models.fields import checked_mask
+from tfseq.models.reader import NEVER_SEEN, UNKNOWN_LABEL, Reader, as_numpy, classes_of
 from tfseq.ops.masking import fill, lengths_to_mask
 
 POOLINGS = ("last", "mean", "max", "attention")
@@ -70,6 +73,11 @@ class SequenceClassifier(Reader):
 
     unaligned = frozenset({"y"})
     monitor, higher_is_better = "accuracy", True
+    rules = (
+        "`y` must hold labels that were seen in training, the same at all steps of a sequence; a batch of the stream holds "
+        "others. `model.as_batch(batch)` names the first.",
+        *Reader.rules[1:],
+    )
 
     def __init__(
         self,
@@ -148,8 +156,12 @@ class SequenceClassifier(Reader):
         return data if data.y is None else dataclasses.replace(data, y=whole_labels(data))
 
     def as_batch(self, data: Any) -> Batch:
-        """As of `Reader`; labels of the steps of a data set become those of its sequences."""
-        return super().as_batch(self.prepare(data) if dataclasses.is_dataclass(data) else data)
+        """As of `Reader`; labels of steps become those of sequences."""
+        if dataclasses.is_dataclass(data):
+            data = self.prepare(data)
+        elif isinstance(data, Mapping):
+            data = {**data, "y": _of_sequences(as_numpy(data.get("y")), data.get("mask"))}
+        return super().as_batch(data)
 
     def encode(self, batch: Batch) -> Batch:
         """As of `Reader`; labels of steps `[B, T]`, as a stream may have them, become those of sequences `[B]`."""
@@ -245,6 +257,18 @@ class SequenceClassifier(Reader):
     def _serve_text(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
         tokens, mask = self.text.tokenize(text)
         return self._answer({"x": tokens, "mask": mask})
+
+
+def _of_sequences(y: Any, mask: Any) -> Any:
+    """Labels of steps, `[B, T]` or a list of `[T_i]`, as `whole_labels` has them; whatever else y is as it is."""
+    if not isinstance(y, np.ndarray | list | tuple) or not np.iterable(y):
+        return y
+    rows = [as_numpy(checks.array("y", row)) for row in y]
+    if any(row.ndim != 1 or (row.size and row.dtype.kind not in "iuU") for row in rows):
+        return y
+    if isinstance(y, np.ndarray) and mask is not None:
+        rows = [row[:n] for row, n in zip(rows, checked_mask("mask", mask, y.shape[:2]).sum(1), strict=True)]
+    return whole_labels(types.SimpleNamespace(y=rows))
 
 
 def whole_labels(data: Any) -> Any:

@@ -106,6 +106,7 @@ class EnergyModel(SequenceModel):
     """
 
     has_kl = False
+    optional: ClassVar[frozenset[str]] = frozenset()
     is_bound: ClassVar[bool] = False
     """Whether `log_prob` is a lower bound, the posterior being approximate."""
     visible_units: Units

@@ -15,8 +15,8 @@ _FIELDS = ("x", "observed", "u", "y", "target")
 _MOST_IDS = 2**20  # models have parameters, or a string, for each
 
 
-def as_dataset(data: Any, takes_strings: bool) -> Any:
-    """What `SequenceModel.as_dataset` says; `takes_strings` where x may be texts or tokens."""
+def as_dataset(data: Any, takes_strings: bool, takes_observed: bool) -> Any:
+    """What `SequenceModel.as_dataset` says; `takes_strings`: x may be texts or tokens, `takes_observed`: values be missing."""
     if not hasattr(data, "x") and hasattr(data, "sample"):  # shards, whose whole may not fit into memory
         data = data.sample()
     is_whole = hasattr(data, "x")
@@ -37,7 +37,8 @@ def as_dataset(data: Any, takes_strings: bool) -> Any:
         _check_kind(name, items, takes_strings)
         _check_shapes(name, items, rows["x"])
     for i, a in enumerate(rows["x"]):
-        checks.finite("x", a, rows["observed"][i] if "observed" in rows else True, (i,))
+        keep = rows["observed"][i] if takes_observed and "observed" in rows else True
+        checks.finite("x", a, keep, (i,), takes_observed)
     for i, a in enumerate(rows.get("u", ())):
         checks.finite("u", a, True, (i,))
     for name in {"x", "target"} & set(rows):
@@ -77,20 +78,21 @@ def check_ids(name: str, values: np.ndarray) -> None:
 
 
 def _rows(name: str, value: Any) -> list[np.ndarray]:
-    """The sequences of a field."""
+    """The sequences of a field; a string is kept as the object that it is, which NumPy would copy without the NULs at its end."""
     value = [value] if isinstance(value, str | bytes) else value
     if not isinstance(value, Sequence) and not (isinstance(value, np.ndarray | tf.Tensor) and len(value.shape)):
         raise ValueError(f"`{name}` must be a list of sequences, or an array of them; received {value!r:.60}.")
-    return [checks.array(name, row) for row in value]
+    rows = [np.array(row, object) if isinstance(row, str | bytes) else checks.array(name, row) for row in value]
+    kind = bool if name == "observed" else next((row.dtype for row in rows if row.size), None)
+    return [row if row.size else row.astype(kind or row.dtype) for row in rows]  # an empty list is of no kind, but float to NumPy
 
 
 def _check_kind(name: str, rows: list[np.ndarray], takes_strings: bool) -> None:
-    # an empty list is of no kind, but a number to NumPy
-    kinds = {"U" if _is_text(a) else a.dtype.kind for a in rows if a.size or a.dtype != float or name == "observed"}
+    kinds = {"U" if _is_text(a) else a.dtype.kind for a in rows}
     may_be_text = takes_strings if name == "x" else name in ("y", "target")
     if not (kinds <= set("b" if name == "observed" else "fiub") or (may_be_text and kinds == {"U"})):
         wanted = "bool" if name == "observed" else "numbers, or all strings" if may_be_text else "numbers"
-        received = ", ".join(sorted({str(a.dtype) for a in rows if a.size}))
+        received = ", ".join(sorted({"strings" if _is_text(a) else str(a.dtype) for a in rows if a.size}))
         raise ValueError(f"`{name}` must be {wanted}; received {received}.")
     if name == "x" and kinds != {"U"} and any(not a.ndim for a in rows):
         raise ValueError("`x` must be sequences, each [T, ...]; received single values. Is it one sequence?")
@@ -104,7 +106,7 @@ def _check_shapes(name: str, rows: list[np.ndarray], x: list[np.ndarray]) -> Non
         fits = {
             "x": True,
             "observed": a.shape == b.shape,
-            "u": a.ndim == 2 and len(a) == len(b),
+            "u": a.ndim == 2 and a.shape[:1] == b.shape[:1],
             "y": a.ndim == 0 or (a.ndim == 1 and (b.ndim == 0 or len(a) in (1, len(b)))),
             "target": a.ndim < 2,
         }

@@ -98,11 +98,12 @@ class Reader(SequenceModel):
         if not is_text(items):
             arrays = [np.asarray(a) for a in items]
             if arrays and arrays[0].ndim == 1 and all(a.dtype.kind in "iu" for a in arrays if a.size):  # 0: an unknown token
-                return {"vocabulary": [str(k) for k in range(1, 1 + max(int(a.max(initial=0)) for a in arrays))]}
+                return {"vocabulary": [str(k) for k in range(1, 1 + max((int(a.max()) for a in arrays if a.size), default=0))]}
             if field != "x" or not arrays or arrays[0].ndim != 2:
                 raise ValueError(
                     f"`{field}` must be texts, tokens or ids [T]{', or frames [T, D]' * (field == 'x')}; received "
-                    f"{f'{arrays[0].dtype} of shape {list(arrays[0].shape)}' if arrays else 'no sequences'}."
+                    f"{f'{arrays[0].dtype} of shape {list(arrays[0].shape)}' if arrays else 'no sequences'}. "
+                    "Are `x` and `target` exchanged, or ids kept as floats?"
                 )
             return {"feature_dim": int(arrays[0].shape[-1])}
         unit, lowercase = (hyperparameters.get(name, cls.hyperparameters()[name].default) for name in ("unit", "lowercase"))
@@ -244,7 +245,8 @@ class Reader(SequenceModel):
             names = getattr(data, "names", ())
             data = {n: getattr(data, n, None) for n in ("x", "y", "target")}
         data = dict(data) if isinstance(data, Mapping) else {"x": data}
-        data = {name: _numpy(value) for name, value in data.items() if value is not None}
+        data = {name: as_numpy(value) for name, value in data.items() if value is not None}
+        data = {name: [value] if isinstance(value, str | bytes) else value for name, value in data.items()}
         if "x" not in data:
             return super().as_batch(data)  # which says so
         specs = self.batch_spec()
@@ -373,7 +375,7 @@ def is_text(value: Any) -> bool:
     if not isinstance(value, Sequence):
         return False
     rows = [a for a in value if not isinstance(a, Sequence | np.ndarray) or len(a)]
-    return bool(rows) and all(is_raw(_numpy(a)) for a in rows)
+    return bool(rows) and all(is_raw(as_numpy(a)) for a in rows)
 
 
 def tokens_of(items: Any, cut: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]) -> list[np.ndarray]:
@@ -392,7 +394,7 @@ def tokens_of(items: Any, cut: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]
 
 def _tokens(row: Any) -> np.ndarray:
     """Tokens of a sequence as an array `[T]` of str."""
-    row = _numpy(row)
+    row = as_numpy(row)
     if isinstance(row, np.ndarray) and row.dtype.kind == "U":
         return row
     if wrong := [token for token in row if not isinstance(token, str | bytes)]:
@@ -402,7 +404,7 @@ def _tokens(row: Any) -> np.ndarray:
 
 def _check_rows(name: str, value: Any) -> None:
     """Raises unless these are rows of numbers, in an array or in a list."""
-    rows = value if isinstance(value, np.ndarray | Sequence) else ()
+    rows = value if isinstance(value, np.ndarray | Sequence) and np.iterable(value) else ()
     shapes = {(a.ndim, *a.shape[1:]) for a in (checks.array(name, row) for row in rows)}
     if len(shapes) != 1 or (0,) in shapes:
         raise ValueError(
@@ -432,7 +434,7 @@ def _tensor(value: Any) -> tf.Tensor:
     return tf.constant(np.char.encode(texts, "utf-8", "surrogatepass"))  # half of a surrogate pair is no UTF-8, and unknown
 
 
-def _numpy(value: Any) -> Any:
+def as_numpy(value: Any) -> Any:
     """Tensors as arrays, and arrays of bytes, which string tensors become, as arrays of str."""
     value = value.numpy() if tf.is_tensor(value) else value
     is_bytes = isinstance(value, np.ndarray) and value.dtype.kind in "OS" and value.size and isinstance(value.flat[0], bytes)
