@@ -123,8 +123,7 @@ def test_a_row_may_have_its_own_matrices(form: str, rng: np.random.Generator) ->
             np.testing.assert_array_equal(path.states[i], alone["path"][0])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(("dtype", "jit_compile"), [("float32", False), ("float64", False), ("float32", True)])
 def test_all_forms_agree_compiled_and_not(dtype: str, jit_compile: bool, rng: np.random.Generator) -> None:
     rows, steps, states = 3, 100, 4
     initial = normalised(rng.normal(size=states)).astype(dtype)

@@ -310,6 +310,8 @@ def test_two_replicas_make_the_step_of_one(
 ) -> None:
     if clip_norm is not None and not make.is_first:
         pytest.skip("clipping is the base class's: one model of each family shows it")
+    if make.is_variant and make.model_class is MODELS["hmm"]:
+        pytest.skip("rows of all emissions are summed alike: the first shape of the model shows it")
     # SGD: Adam would hide a wrong scale, and so does a clip that is always active, which has its own case
     weights, logs = [], []
     for scope in (tf.distribute.get_strategy().scope(), strategy.scope()):

@@ -904,6 +904,7 @@ def evaluate(arguments: list[str]) -> None:
     if split != (chosen.split or "test"):
         print(f"tfseq: {name} has no split test; this scores train, which the model may have been fitted to.", file=sys.stderr)
     data = load_dataset(name, split, **reading)
+    _check_rate("--data", data, name, chosen.run)
     has_baselines = "train" in splits_of(name) and (
         isinstance(model, Reader)
         or bool(chosen.get("forecast_steps"))
@@ -1092,16 +1093,21 @@ def _decode_steps(model: SequenceModel, chosen: Namespace) -> None:
 
 
 def _input_data(name: str, chosen: Namespace) -> Sequences:
-    """The data set that INPUT names; UsageError where it and that of the run are recordings at different sampling rates."""
+    """The data set that INPUT names."""
     name = _check_data(name, "INPUT")
     data = load_dataset(name, _split(name, chosen.split), **_reading(vars(chosen)))
-    rate = _about(chosen.run)["sampling_rate"]
+    _check_rate("INPUT", data, name, chosen.run)
+    return data
+
+
+def _check_rate(flag: str, data: Sequences, name: str, run: str) -> None:
+    """UsageError where data and that of a run are recordings at different sampling rates."""
+    rate = _about(run)["sampling_rate"]
     if None not in (rate, data.sampling_rate) and data.sampling_rate != rate:
         raise UsageError(
-            f"INPUT must have {rate} samples a second, as what this run was trained on; {name} has {data.sampling_rate}. "
+            f"{flag} must have {rate} samples a second, as what this run was trained on; {name} has {data.sampling_rate}. "
             f"Convert it: ffmpeg -i IN -ar {rate} OUT.wav."
         )
-    return data
 
 
 def _answer(model: Reader, chosen: Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -124,8 +125,8 @@ def evaluate(
         _check_forecasts(model, data, forecast_steps, forecast_samples, forecast_origins)
     if dynamic_rate and not isinstance(model, LanguageModel):
         raise ValueError(f"`dynamic_rate` is for language models; received {dynamic_rate} with a {type(model).__name__}.")
-    if not dynamic_rate >= 0.0:
-        raise ValueError(f"`dynamic_rate` must be at least 0; received {dynamic_rate}.")
+    if not 0.0 <= dynamic_rate < math.inf:
+        raise ValueError(f"`dynamic_rate` must be a number of at least 0; received {dynamic_rate}.")
     checks.at_least(1, dynamic_window=dynamic_window)
     if isinstance(model, Reader):
         return _reader_figures(model, data, batch_size, baselines_from, dynamic_rate, dynamic_window)

@@ -186,10 +186,8 @@ class _Keeper(keras.callbacks.Callback):
 
     def diverge(self, what: str) -> None:
         """Stops because of `what`."""
-        self.stopped = f"{what}; a smaller learning_rate or clip_norm may help"
+        self.stopped = what + ("; a smaller learning_rate or clip_norm may help" if self.model.method == "gradient" else "")
         self.diverged = self.model.stop_training = True
-        if self._is_chief:
-            print(f"Stopped: {self.stopped}.", file=sys.stderr, flush=True)
 
     def is_out_of_patience(self) -> bool:
         """Whether no validation was better for long, at the last one."""
@@ -490,7 +488,7 @@ def train(
         )
         model.seed.assign(np.random.default_rng(seed).integers(0, 2**31 - 1, 2))
     chooses = jit_compile == "auto" and not resume  # decided once: a resumed run is to make the same numbers
-    by_xla = state.setdefault("xla", chooses and _xla_pays(model, data, epochs, batch_size, batch_steps))
+    by_xla = state.setdefault("xla", chooses and _xla_pays(model, data, epochs, batch_size, batch_steps)) and _xla_may(model)
     for sequences in (data, validation):
         if sequences is not None:  # all values are checked before any work, those of shards inside the graph
             is_sample = isinstance(sequences, Shards)
@@ -532,7 +530,9 @@ def train(
             batches = batches_of(data, augmented_epochs, seed=seed, first_epoch=passes, skip=skip)
             model.fit(batches, steps_per_epoch=steps, epochs=last, initial_epoch=done, callbacks=callbacks, verbose=0)
             if by_xla and keeper.diverged:  # the check that names the batch was left out; the parameters are those it had
-                for number, batch in zip(range(a_pass), batches_of(data, seed=seed, first_epoch=state["epoch"]), strict=False):
+                model.jit_compile = False
+                order = {"augmented": augmented_epochs, "seed": seed, "first_epoch": state["epoch"]}
+                for number, batch in zip(range(a_pass), batches_of(data, **order), strict=False):
                     if not np.isfinite(model.log_prob(batch)).all():
                         keeper.diverge(_of_batch(model, batch, state["epoch"], number))
                         break
@@ -546,6 +546,8 @@ def train(
             if not spans_machines(strategy):
                 raise
             raise ConnectionError("Another worker of this run was lost, and none can train without it") from error
+        if keeper.diverged and is_chief(strategy):
+            print(f"Stopped: {keeper.stopped}.", file=sys.stderr, flush=True)
         if not state["best_epoch"]:  # nothing was validated: the last weights, which are those before a bad batch
             if any(np.isnan(w).any() for w in model.trainable_weights):
                 raise NotFiniteError(f"Training stopped with nothing to keep: {keeper.stopped}. {_what_is_saved(folder)}")
@@ -572,13 +574,16 @@ def train(
 
 
 def _xla_pays(model: SequenceModel, data: Any, epochs: int, batch_size: int, batch_steps: int | None) -> bool:
-    """Whether all epochs are done sooner with XLA, as was measured on a CPU, one replica, for sequences of one length."""
+    """Whether all epochs are done sooner with XLA."""
     if isinstance(data, Shards) or len(set(data.lengths)) > 1:
         return False
-    if model.distribute_strategy.num_replicas_in_sync > 1 or tf.config.list_physical_devices("GPU"):
-        return False
     num_shapes = len({len(rows) for rows in epoch_batches(data.lengths, batch_size, batch_steps=batch_steps)})
-    return model.xla_pays(epochs * len(data), int(data.lengths[0]), num_shapes)
+    return _xla_may(model) and model.xla_pays(epochs * len(data), int(data.lengths[0]), num_shapes)
+
+
+def _xla_may(model: SequenceModel) -> bool:
+    """Whether training is where XLA was measured: one replica, on CPUs."""
+    return model.distribute_strategy.num_replicas_in_sync == 1 and not tf.config.list_physical_devices("GPU")
 
 
 @contextlib.contextmanager

@@ -276,6 +276,7 @@ class SequenceModel(keras.Model):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.jit_compile = False  # Keras would choose XLA on GPUs until `compile` is called
         self.autocast = False  # observations keep their precision; networks cast what they take
         self.step = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False, name="step")
         # drawn as Keras draws its seeds, so `keras.utils.set_random_seed` decides it; saved for resumed runs
@@ -588,8 +589,6 @@ class SequenceModel(keras.Model):
             raise ValueError(f"`monitor_norms` is for method='gradient'; {method!r} has no gradient.")
         if kwargs.get("jit_compile", "auto") == "auto":  # XLA leaves the checks of a step out
             kwargs["jit_compile"] = False
-        if kwargs.get("jit_compile") and self.carried:
-            raise ValueError("`jit_compile` must be False where a state is carried from window to window: XLA fixes its shape.")
         super().compile(optimizer if method == "gradient" else None, **kwargs)
         self.method, self.step_size = method, step_size
         with self.distribute_strategy.scope():

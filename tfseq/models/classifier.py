@@ -20,7 +20,6 @@ from tfseq.layers.attention import AttentionPooling
 from tfseq.layers.recurrent import Cell, RecurrentStack
 from tfseq.layers.text import Unit
 from tfseq.models.base import FROM_DATA, Batch, Endpoint, Terms, graph
-from tfseq.models.fields import checked_mask
 from tfseq.models.reader import NEVER_SEEN, UNKNOWN_LABEL, Reader, as_numpy, classes_of
 from tfseq.ops.masking import fill, lengths_to_mask
 
@@ -266,8 +265,8 @@ def _of_sequences(y: Any, mask: Any) -> Any:
     rows = [as_numpy(checks.array("y", row)) for row in y]
     if any(row.ndim != 1 or (row.size and row.dtype.kind not in "iuU") for row in rows):
         return y
-    if isinstance(y, np.ndarray) and mask is not None:
-        rows = [row[:n] for row, n in zip(rows, checked_mask("mask", mask, y.shape[:2]).sum(1), strict=True)]
+    if mask is not None and np.ndim(mask) == 2 and len(mask) == len(rows):  # which `SequenceModel.as_batch` checks
+        rows = [row[:n] for row, n in zip(rows, np.asarray(mask).sum(1), strict=True)]
     return whole_labels(types.SimpleNamespace(y=rows))
 
 

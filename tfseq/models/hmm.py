@@ -548,7 +548,8 @@ class HiddenMarkovModel(ClosedFormModel):
         work = num_sequences * num_steps * self.num_states**2
         # E steps of 64 x 500 steps of 16 states take 30 ms, with XLA 11, which compiles for 3.5 s (README). Gradients are left
         # alone, which need the check of a loss before every update; XLA refuses chains of one or two steps.
-        return self.method != "gradient" and self.step_size is None and num_steps > 9 and work >= 2e9 * num_shapes
+        alike = self.num_states <= 64 and num_steps > 9  # forms of the recursions as measured
+        return self.method != "gradient" and self.step_size is None and alike and work >= 2e9 * num_shapes
 
     def expectation(self, batch: Batch) -> tuple[tf.Tensor, list[tf.Tensor]]:
         return self._expectation(batch, self._all, [a.value for a in self.learned] if self.method == "vb" else None)

@@ -231,6 +231,8 @@ class LanguageModel(Reader):
     def terms(self, batch: Batch, training: bool = False) -> Terms:
         x, mask = tf.where(batch["mask"], batch["x"], 0), batch["mask"]
         before, state = tf.fill(tf.shape(x)[:1], self.boundary), None
+        if "fresh" in batch and self.jit_compile:
+            raise ValueError("`jit_compile` must be False where windows carry a state on: XLA fixes its shape.")
         if "fresh" in batch:
             before, state = self._lanes.read(batch["fresh"][:, 0] | ~mask[:, 0])  # a lane without steps carries nothing
         previous = tf.concat([before[:, None], x[:, :-1]], 1)
