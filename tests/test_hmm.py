@@ -651,7 +651,7 @@ def test_training_by_xla_is_the_same_and_leaves_no_trace(monkeypatch: pytest.Mon
     train(tmp_path, epochs=3, resume=True)
     assert ways == [False, True, True]  # each was traced once
     for a, b in zip(found[0], found[2], strict=True):
-        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)  # float32
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)  # float32 sums in another order, three passes
     wrong = {"x": np.full([1, 2, 3], np.nan, np.float32), "mask": np.ones([1, 2], bool)}
     assert not model.jit_compile
     with pytest.raises(ValueError, match="`x` must be finite"):  # checked again

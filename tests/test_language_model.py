@@ -132,7 +132,7 @@ def test_dynamic_evaluation_descends_after_every_window(models: Any, monkeypatch
         monkeypatch.setattr(language_model, "_DYNAMIC_NORM", most)
         model.__dict__.pop("_learned", None)  # traced with another norm
         found = model.dynamic_log_prob(texts, learning_rate=rate, window=window)
-        np.testing.assert_allclose(found[0], first + second, rtol=1e-7)  # of central differences
+        np.testing.assert_allclose(found[0], first + second, rtol=1e-7)  # the error of central differences
     assert 0.1 < norm < 5.0
     assert abs(found[1] - float(model.log_prob(texts)[1])) > 1e-3  # the weights go on from text to text,
     np.testing.assert_allclose(model.dynamic_log_prob(texts, learning_rate=0.0, window=3), model.log_prob(texts), **SAME)
