@@ -104,6 +104,7 @@ def test_the_likelihood_and_the_marginals_are_those_of_all_tag_sequences(name: s
     partial = log_probs(model, {"x": SENTENCES, "y": [[tag if t % 2 else "" for t, tag in enumerate(row)] for row in GOLD]})
     marginals = model.marginals(SENTENCES).numpy()
     best, probs = (a.numpy() for a in model.predict_tags(SENTENCES))
+    np.testing.assert_array_equal(model.best_tags(SENTENCES), best)
     for row, (words, tags) in enumerate(zip(SENTENCES, GOLD, strict=True)):
         sequences, log_prob = paths(model, words)
         gold = np.array([BIO.index(tag) for tag in tags], int)

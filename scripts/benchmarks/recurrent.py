@@ -3,7 +3,7 @@
 (a) A tagger: batch 32 x 40 tokens, vocabulary 20,000, embedding 100, two layers of bidirectional LSTMs of 2 x 200 units, 17 tags;
 softmax or CRF (PyTorch's is pytorch-crf; Keras 3 has none); all sequences of full length, and of 2 to 40 tokens, longest first,
 which PyTorch packs. "train" is one step (zeroing, loss, backward, clipping to global norm 5, Adam); "infer" gives the best tags,
-for a CRF by Viterbi's algorithm.
+for a CRF by Viterbi's algorithm; "infer with probabilities", of tfseq alone, also how probable each is (its marginal).
 
 (b) A language model of characters: vocabulary 65, embedding 128, two layers of 512 units, LSTM or GRU, batch 64 x 100 steps
 whose state is carried from batch to batch, softmax at all steps; one training step as in (a).
@@ -127,6 +127,14 @@ def _trained(model: Any, data: Any) -> tuple[Task, Task]:
     return step, last
 
 
+def _inferred(model: Any, method: Callable, batch: Any) -> Task:
+    """One call of a model's method on a batch, as a graph."""
+    import tensorflow as tf
+
+    infer = tf.function(lambda batch: method(model.complete(batch)), autograph=False)
+    return lambda: _forced(infer(batch))
+
+
 def _forced(result: Any) -> Any:
     import tensorflow as tf
 
@@ -158,9 +166,9 @@ def tfseq_tasks(workload: str, variant: str) -> dict[str, Task]:
             )
             model.compile(make_optimizer("adam", _RATE, 0.0, _CLIP))
             tensors = {key: tf.constant(value) for key, value in model.as_batch(example(mixed)).items()}
-            predict = tf.function(lambda batch, model=model: model._predict_tags(model.complete(batch)), autograph=False)
             tasks[f"train {name}"], tasks[f"loss {name}"] = _trained(model, tensors)
-            tasks[f"infer {name}"] = lambda predict=predict, tensors=tensors: _forced(predict(tensors))
+            for task, method in (("infer", model._best_tags), ("infer with probabilities", model._predict_tags)):
+                tasks[f"{task} {name}"] = _inferred(model, method, tensors)
         return tasks
 
     from tfseq import LanguageModel
@@ -314,7 +322,8 @@ def run(threads: int, repeats: int | None = None, rounds: int = 2, workloads: st
                     print(f"  {name} left out: {wrong[0]}")
             found = {name: results for name, results in found.items() if not errors(results)}
             for task in dict.fromkeys(task for results in found.values() for task in results[0]["tasks"]):
-                _print_task(task, flops(workload, variant, task), found, peaks["GEMM TensorFlow"])
+                able = {name: results for name, results in found.items() if task in results[0]["tasks"]}
+                _print_task(task, flops(workload, variant, task), able, peaks["GEMM TensorFlow"])
 
 
 def _print_task(task: str, operations: float | None, found: dict[str, list[dict]], peak: float) -> None:

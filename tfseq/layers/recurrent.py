@@ -121,7 +121,11 @@ class Recurrent(keras.layers.Layer):
 
     def step(self, x: tf.Tensor, state: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
         """One step: x `[B, D]` and a state -> the next state; its first tensor is the output."""
-        new = self.advance(state, project(state[0], self.recurrent_kernel), self.project(x))
+        return self.step_projected(self.project(x), state)
+
+    def step_projected(self, product: tf.Tensor, state: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+        """`step` of the x whose `project(x)` is given."""
+        new = self.advance(state, project(state[0], self.recurrent_kernel), product)
         return self._zone(state, new, [1.0 - self.zoneout] * self.num_states) if self.zoneout else new
 
     def call(
@@ -134,6 +138,7 @@ class Recurrent(keras.layers.Layer):
         kernel_mask: tf.Tensor | None = None,
         moves: tuple[tf.Tensor, ...] | None = None,
         memory_gradient: bool = True,
+        fills: bool = True,
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         """Runs over x `[T, B, D]` with mask `[T, B]` -> (outputs `[T, B, units]`, final state).
 
@@ -143,12 +148,13 @@ class Recurrent(keras.layers.Layer):
             kernel_mask: of the shape of the recurrent kernel, multiplies it (weight drop, Merity et al. 2018).
             moves: `[T, B, units]` for each tensor of the state, 1 where it moves on and 0 where it stays (zoneout).
             memory_gradient: whether the final state's memory of an LSTM has a gradient; the loop is shorter without.
+            fills: False where the caller makes padded inputs finite before, and padded outputs zero afterwards, itself.
         """
         x = tf.convert_to_tensor(x)
         keep = tf.ones(tf.shape(x)[:2], tf.bool) if mask is None else mask
         lengths = tf.reduce_sum(tf.cast(keep, tf.int32), 0)
         initial = self.initial_state(tf.shape(x)[1]) if initial_state is None else initial_state
-        x = self._by_time(fill(x, keep), lengths)
+        x = self._by_time(fill(x, keep) if fills else x, lengths)
         kernel = tf.cast(self.recurrent_kernel, x.dtype)
         kernel = kernel if kernel_mask is None else kernel * tf.cast(kernel_mask, x.dtype)
         is_plain = self.activation is keras.activations.tanh and not self.zoneout and wants_gradients()
@@ -162,11 +168,14 @@ class Recurrent(keras.layers.Layer):
         else:
             states = self._scan(self.project(x), kernel, initial, recurrent_mask, moves)
         # padding comes last in either direction, so it cannot reach a real step; the final state is that of the last real one
+        num_rows = tf.shape(x)[1]
+        last = tf.maximum(lengths - 1, 0) * num_rows + tf.range(num_rows)
         final = tuple(
-            tf.where(lengths[:, None] > 0, tf.gather(tf.transpose(s, [1, 0, 2]), tf.maximum(lengths - 1, 0), batch_dims=1), s0)
+            tf.where(lengths[:, None] > 0, tf.gather(tf.reshape(s, [-1, self.units]), last), s0)
             for s, s0 in zip(states, initial, strict=True)
         )
-        return fill(self._by_time(states[0], lengths), keep), final
+        outputs = self._by_time(states[0], lengths)
+        return fill(outputs, keep) if fills else outputs, final
 
     def _scan(
         self, inputs: tf.Tensor, kernel: tf.Tensor, initial: tuple[tf.Tensor, ...], recurrent_mask: Any, moves: Any
@@ -279,14 +288,23 @@ class RecurrentStack(keras.layers.Layer):
         """A layer's output, with its input where that is added."""
         return x + y if self.residual and x.shape[-1] == y.shape[-1] else y
 
-    def step(self, x: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
-        """One step of a stack of one direction: x `[B, D]` and a state -> (output `[B, F]`, next state)."""
+    def project(self, x: tf.Tensor) -> tf.Tensor:
+        """The first layer's products with x `[..., D]`: `[..., gates * units]`."""
+        return self.layers[0][0].project(self._before(0, x))
+
+    def step(self, x: tf.Tensor, state: State, product: tf.Tensor | None = None) -> tuple[tf.Tensor, State]:
+        """One step of a stack of one direction: x `[B, D]` and a state -> (output `[B, F]`, next state).
+
+        `product` is `project(x)` where that is known.
+        """
         if self.bidirectional:
             raise ValueError("A bidirectional stack cannot go step by step: its backward direction begins at the end.")
         new: State = []
         for k, ((layer,), (before,)) in enumerate(zip(self.layers, state, strict=True)):
-            new.append((layer.step(self._before(k, x), before),))
-            x = self._after(x, new[-1][0][0])
+            is_known = k == 0 and product is not None
+            after = layer.step_projected(product, before) if is_known else layer.step(self._before(k, x), before)
+            new.append((after,))
+            x = self._after(x, after[0])
         return x, new
 
     def call(
@@ -310,8 +328,7 @@ class RecurrentStack(keras.layers.Layer):
             raw: leave the last output as it is; `dropped` makes of it what it is otherwise.
         """
         keep = tf.ones(tf.shape(x)[:2], tf.bool) if mask is None else mask  # Keras fills in a mask of None, by its name
-        if self.residual or self.norms:  # what goes past a layer, or is normalised, must be finite where it is padded
-            x = fill(x, keep)
+        x = fill(tf.convert_to_tensor(x), keep)  # once for all layers: what they make of finite padding is finite
         final: State = []
         for k, row in enumerate(self.layers):
             taken = self._before(k, x)
@@ -321,10 +338,11 @@ class RecurrentStack(keras.layers.Layer):
             found = []
             for d, (layer, state) in enumerate(zip(row, states, strict=True)):
                 noise = self._noise(layer, seed, common_seed, tf.shape(x)[0], SALT + 8 * k + 4 * d)
-                found.append(layer(taken, keep, state, memory_gradient=memory_gradient, **noise))
+                found.append(layer(taken, keep, state, memory_gradient=memory_gradient, fills=False, **noise))
             y = found[0][0] if len(row) == 1 else tf.concat([output for output, _ in found], -1)
             x = self._after(x, y)
             final.append(tuple(state for _, state in found))
+        x = fill(x, keep)
         return x if raw else self.dropped(x, seed), final
 
     def dropped(self, x: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:

@@ -699,8 +699,14 @@ class SequenceModel(keras.Model):
 
     def test_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The bound itself (KL weight 1 in `nats_per_step`, the metric to select by)."""
-        self._loss(self.terms(self._checked(self.complete(batch)), training=False))
+        with without_gradients():
+            self._loss(self.terms(self._checked(self.complete(batch)), training=False))
         return {m.name: m.result() for m in self.metrics if m not in self.norm_metrics}
+
+    def predict_step(self, batch: Batch) -> Any:
+        """What the model answers for a batch."""
+        with without_gradients(), compiled(bool(self.jit_compile)):
+            return super().predict_step(batch)
 
     def _checked(self, batch: Batch) -> Batch:
         """Stops at real, observed values that are not finite or out of range; streams are not seen before the graph runs."""
@@ -744,13 +750,18 @@ class SequenceModel(keras.Model):
 
     def _make_function(self, step_function: Callable) -> Callable:
         """Keras's: a train or test step on every replica, and what it logs as the mean over them."""
-        strategy = self.distribute_strategy
+        strategy, by_xla = self.distribute_strategy, bool(self.jit_compile)
+
+        def step(batch: Batch) -> dict[str, tf.Tensor]:
+            with compiled(by_xla):
+                return step_function(batch)
+
         if not spans_machines(strategy) or keras_reduces_numbers(strategy):
-            return super()._make_function(step_function)
+            return super()._make_function(step)
         names: list[str] = []
 
         def packed(batch: Batch) -> dict[str, tf.Tensor]:  # Keras sends each entry by itself
-            logs = step_function(batch)
+            logs = step(batch)
             names[:] = logs
             return {"all": tf.stack([tf.cast(value, tf.float64) for value in logs.values()])[None]}
 

@@ -28,7 +28,6 @@ from tfseq.models.closed_form import ClosedFormModel
 from tfseq.ops import chains, random
 from tfseq.ops.masking import fill, lengths_to_mask, mask_to_lengths, some_steps, until
 from tfseq.ops.scan import loop
-from tfseq.ops.tracing import compiled
 
 if TYPE_CHECKING:
     from tfseq.distributions import HiddenMarkovModel as Distribution
@@ -538,11 +537,6 @@ class HiddenMarkovModel(ClosedFormModel):
             learned = self._all.split([a.value for a in self.learned])
             return tf.add_n([part.divergence(own) for part, own in zip(self._all.parts, learned, strict=True)])
         return tf.constant(0.0, tf.float64)
-
-    def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """A gradient step, or the E step of a batch (and with a `step_size` its M step)."""
-        with compiled(bool(self.jit_compile)):
-            return super().train_step(batch)
 
     def xla_pays(self, num_sequences: int, num_steps: int, num_shapes: int) -> bool:
         work = num_sequences * num_steps * self.num_states**2

@@ -414,13 +414,23 @@ class LanguageModel(Reader):
         last = mask_to_lengths(mask)
         return self.scores(tf.gather(tf.transpose(hidden, [1, 0, 2]), last, batch_dims=1)), state
 
-    def next_scores(self, token: tf.Tensor, state: State, labels: tf.Tensor | None = None) -> tuple[tf.Tensor, State]:
-        """Token `[B]` and a state -> (scores of the next one `[B, V]`, next state)."""
+    def next_scores(
+        self, token: tf.Tensor, state: State, labels: tf.Tensor | None = None, products: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, State]:
+        """Token `[B]` and a state -> (scores of the next one `[B, V]`, next state); `products` of `_products` spare the first."""
         vectors = self.embedding(token)
         if self.class_embedding is not None:
             vectors += self.class_embedding(tf.zeros_like(token) if labels is None else labels + 1)
-        hidden, new = self.stack.step(vectors, state)
+        hidden, new = self.stack.step(vectors, state, None if products is None else tf.gather(products, token))
         return self.scores(hidden), new
+
+    def _products(self) -> tf.Tensor | None:
+        """The first layer's products with the vectors of all tokens, where these are few: made once for all steps of a loop.
+
+        They are as many as the characters of an alphabet then, and cost as much time as some ten steps of one row.
+        """
+        few = self.embedding.size <= 256 and not self.conditional
+        return self.stack.project(self.embedding(tf.range(self.embedding.size))) if few else None
 
     def _forbidden(self) -> tf.Tensor:
         """The unknown token is never written."""
@@ -429,10 +439,12 @@ class LanguageModel(Reader):
     def _steps(self, texts: tf.Tensor, labels: tf.Tensor) -> tuple[decoding.Step, tf.Tensor, list[tf.Tensor]]:
         """(one step of the loop, scores of the first new token, flat state before it), after the prompts."""
         scores, state = self._begin(texts, labels)
+        products = self._products()
 
         def step(token: tf.Tensor, flat: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
             *rest, label = flat
-            new_scores, new = self.next_scores(token, tf.nest.pack_sequence_as(state, rest), label if self.conditional else None)
+            known = label if self.conditional else None, products
+            new_scores, new = self.next_scores(token, tf.nest.pack_sequence_as(state, rest), *known)
             return new_scores, [*tf.nest.flatten(new), label]
 
         return step, scores, [*tf.nest.flatten(state), labels]

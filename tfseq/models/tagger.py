@@ -326,6 +326,19 @@ class SequenceTagger(Reader):
         self._has_tags()
         return Tags(*self._predict_tags(self.given(data, mask)))
 
+    def best_tags(self, data: Any, mask: Any = None) -> tf.Tensor:
+        """The most probable tags alone, `[B, T]` int32, -1 at padded steps: a CRF's are found sooner without probabilities.
+
+        Args:
+            data, mask: as of `predict_tags`.
+        """
+        self._has_tags()
+        return self._best_tags(self.given(data, mask))
+
+    @graph
+    def _best_tags(self, batch: Batch) -> tf.Tensor:
+        return self._best(self.scores(batch), batch["mask"])
+
     @graph
     def _predict_tags(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         scores, mask = self.scores(batch), batch["mask"]
