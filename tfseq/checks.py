@@ -65,13 +65,18 @@ def finite(argument: str, values: np.ndarray, keep: Any = True, place: tuple[int
         return
     where = tuple(int(i) for i in np.argwhere(~fits)[0])
     more = int((~fits).sum()) - 1
-    rule, cure = "", "Leave such rows out, or fill them in."
-    if has_observed:
-        rule, cure = " wherever it is real and observed", "For missing values pass `observed` with False at these entries."
+    rule, cure = rule_and_cure(has_observed)
     raise ValueError(
         f"`{argument}` must be finite{rule}, no larger than {LARGEST:g}; received {values[where]} at index {(*place, *where)}"
         f"{f' and {more} other places' if more else ''}. {cure}"
     )
+
+
+def rule_and_cure(has_observed: bool) -> tuple[str, str]:
+    """Where values must be finite, and what to do about others, for who takes `observed` and who does not."""
+    if has_observed:
+        return " wherever it is real and observed", "For missing values pass `observed` with False at these entries."
+    return "", "Leave such rows out, or fill them in."
 
 
 def positive(**arguments: Any) -> None:

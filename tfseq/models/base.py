@@ -38,10 +38,11 @@ FROM_DATA = "from data"
 EVALUATION_STEP = -1  # the "training step" of evaluation noise, so that validation bounds of all epochs share their noise
 
 # What the graph says of a batch of a stream, which nobody sees before it runs.
-_FINITE_X = (
-    f"`x` must be finite wherever it is real and observed, no larger than {checks.LARGEST:g}; a batch of the stream holds NaN, "
-    "infinity or more. For missing values pass `observed` with False at these entries."
-)
+_FINITE_X = {
+    takes: f"`x` must be finite{rule}, no larger than {checks.LARGEST:g}; a batch of the stream holds other values. {cure}"
+    for takes in (False, True)
+    for rule, cure in [checks.rule_and_cure(takes)]
+}
 _FINITE_U = f"`u` must be finite at every real step, no larger than {checks.LARGEST:g}; a batch of the stream holds other values."
 _IN_SUPPORT = (
     "`x` must lie in the range of the model; a batch of the stream holds values outside it. "
@@ -155,7 +156,7 @@ def _data_errors(model: SequenceModel) -> Iterator[None]:
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        for message in (_FINITE_X, _FINITE_U, _IN_SUPPORT, *model.rules):
+        for message in (*_FINITE_X.values(), _FINITE_U, _IN_SUPPORT, *model.rules):
             if message in str(error):
                 raise ValueError(message) from None
         if found := re.search(rf"{_NOT_FINITE}\W+(\d+)\W+(\d[\d ,.]*)", str(error)):  # and what the assertion was given
@@ -714,7 +715,10 @@ class SequenceModel(keras.Model):
         padded = ~tf.reshape(mask, tf.concat([tf.shape(mask), tf.ones([x.shape.rank - 2], tf.int32)], 0))
         unseen = padded | ~batch["observed"] if "observed" in batch else padded
         finite = tf.abs(x) <= checks.LARGEST if x.dtype.is_floating else tf.ones_like(x, tf.bool)
-        rules = [(finite | unseen, _FINITE_X), (self.in_support(x) | unseen | ~finite, _IN_SUPPORT)]
+        rules = [
+            (finite | unseen, _FINITE_X["observed" in self.batch_spec()]),
+            (self.in_support(x) | unseen | ~finite, _IN_SUPPORT),
+        ]
         if "u" in batch:
             rules.append(((tf.abs(batch["u"]) <= checks.LARGEST) | ~mask[..., None], _FINITE_U))
         rules += list(zip(self.kept_rules(batch), self.rules, strict=True))
