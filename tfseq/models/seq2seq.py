@@ -59,7 +59,7 @@ class Seq2Seq(Reader):
         embedding_dim: size of a token's vector.
         units: size of each recurrent layer, of the decoder and of each direction of the encoder.
         cell: `"rnn"`, `"gru"` or `"lstm"`.
-        attention: `"bahdanau"`, `"luong"` or None.
+        attention: `"bahdanau"`, which translated best (README); `"luong"`, which trains all steps at once; or None.
         dropout: share of features dropped in training at all steps of a sequence alike.
         token_dropout: share of the tokens of x that are unknown in training.
         own_tokens: share of the decoder's inputs in training that are its own best guesses and not the target's tokens (Bengio et
