@@ -139,6 +139,19 @@ def test_likelihood_and_accuracy_count_known_labels_of_sequences_with_steps() ->
     np.testing.assert_allclose(figures["calibration_error"], wanted, **CLOSE)
 
 
+def test_fit_takes_pairs_as_keras_does_and_no_weights() -> None:
+    model = made("max", "float32")
+    labels = ["a", "b", "b", "a"]
+    pair = model.fit(TEXTS, labels, validation_data=(TEXTS, labels), verbose=0).history
+    found = model.evaluate(TEXTS, labels, verbose=0, return_dict=True)
+    assert pair["val_nats_per_step"][0] == pytest.approx(found["nats_per_step"]) and found["nats_per_step"] > 0.0
+    for given in ({"sample_weight": np.ones(4)}, {"class_weight": {0: 2.0}}):
+        with pytest.raises(ValueError, match=f"`{next(iter(given))}` is not taken: every real step counts alike"):
+            model.fit(TEXTS, labels, **given)
+    with pytest.raises(ValueError, match="without weights; received a tuple of 3"):
+        model.fit(TEXTS, labels, validation_data=(TEXTS, labels, np.ones(4)))
+
+
 def test_labels_that_were_not_seen_are_named() -> None:
     model = made("max", "float32")
     for given in ({"x": TEXTS, "y": ["a", "z", "b", "a"]}, Sequences(TEXTS, y=["a", "z", "b", "a"])):

@@ -903,6 +903,9 @@ def test_predict_writes_json_with_entities_and_the_best_tags(readers, tmp_path, 
     assert len(first["tags"]) == len(first["scores"]) == 3 and "text" not in third
     assert first["n_best"][0]["tags"] == first["tags"] and len(first["n_best"]) == 2
     assert all(set(e) == {"type", "start", "stop", "prob"} for e in first["entities"])
+    (tmp_path / "tokens.conll").write_text("Ann\nmet\nBo\n")  # what is to be tagged needs no tags
+    code, printed, err = said("predict", readers["tagger"], tmp_path / "tokens.conll", "--format", "json")
+    assert code == 0 and json.loads(printed)["tags"] == first["tags"], err
     code, printed, _ = said("predict", readers["classifier"], tmp_path / "lines.txt", "--format", "json")
     found = json.loads(printed)
     assert code == 0 and found["prob"] == found["probs"][found["label"]]
@@ -938,7 +941,7 @@ def test_predict_of_texts_that_cannot_be(readers, typed, said):
 
 
 def test_predict_draws_tags_and_attention(readers, typed, tmp_path, said):
-    for model, text in (("tagger", "\nAnn $met 東京\n"), ("seq2seq", "\nein Hund\n")):
+    for model, text in (("tagger", "\n  \nAnn $met 東京\n"), ("seq2seq", "\nein Hund\n")):
         typed(text.encode())
         code, _, err = said("predict", readers[model], "--plot", tmp_path / f"{model}.png")
         assert (code, err) == (0, f"{tmp_path / model}.png\n")
@@ -1120,6 +1123,12 @@ def test_vectors_of_another_size_are_named_with_their_file(readers, tmp_path, sa
     code, out, err = said(*arguments, "--vectors", tmp_path / "mine.vec")
     assert (code, out) == (1, "") and f"{tmp_path / 'mine.vec'}, line 1: vectors must have --model.embedding_dim = 4" in err
     assert "received 3. Set --model.embedding_dim 3" in err and not (tmp_path / "run").exists()
+    (tmp_path / "mine.vec").write_text("2 4\nAnn 1 2 3 4\nBo 4 5 6 7\n")
+    code, _, err = said(*arguments, "--vectors", tmp_path / "mine.vec", "--epochs", 1)
+    assert code == 0 and "mine.vec has vectors of" in err
+    (tmp_path / "mine.vec").unlink()  # the run has them
+    code, _, err = said("train", "tagger", "--resume", "--out", tmp_path / "run", "--epochs", 2)
+    assert code == 0, err
 
 
 # Export -------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Labelled tokens: what the files say is what is read, and what is wrong with them is named with its line."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tfseq
 from tfseq.data import DATASETS, SPLITS, data_hash, load_dataset, splits_of
 from tfseq.data.conll import load_conll, load_ewt, write_conll
 
@@ -56,6 +58,8 @@ def test_which_columns_are_read(file_of):
     assert pairs(load_conll(path, token_column=1, label_column=-2)) == [[("#", "B-A"), ("b", "I-A")]]  # "#" is a token here
     for settings, words in (({"token_column": 5}, "`token_column` must be a column .* has 5; received 5"),
                             ({"label_column": -6}, "`label_column` must be a column"),
+                            ({"token_column": 4}, "`token_column` and `label_column` must be two .*received 4 and -1, the same"),
+                            ({"token_column": -3, "label_column": 2}, "`token_column` and `label_column`.*received -3 and 2"),
                             ({"label_column": "upos"}, "`label_column` must be a number"),
                             ({"illegal": "fix"}, "`illegal` must be one of")):  # fmt: skip
         with pytest.raises(ValueError, match=words):
@@ -157,6 +161,45 @@ def test_sentences_are_called_by_where_they_stand(file_of):
     assert load_dataset(file_of("mine.json", json.dumps(SPANS))).names == ["mine.json, item 0", "mine.json, item 1"]
 
 
+def test_messages_say_where_a_sentence_with_an_id_stands(file_of):
+    data = load_dataset(file_of("mine.conllu", CONLLU)).take([1, 0])
+    model = tfseq.SequenceTagger.tiny(vocabulary=["nos"], tags=["VERB", "SYM"])
+    for read in (model.as_batch, model.evaluate):
+        with pytest.raises(ValueError, match=r"received 'PRON' at index 1 of 'one \(mine.conllu, line 4\)', for 'nos'"):
+            read(data)
+    assert json.dumps(data.names) == '["two", "one"]' and f"{data.names[0]}" == "two"
+    assert repr(copy.deepcopy(data.names)) == "['two (mine.conllu, line 12)', 'one (mine.conllu, line 4)']"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "tokens"),
+    [
+        ("a.conll", "-DOCSTART-\n\nAnn\nran\n\n日本\n", {}, [["Ann", "ran"], ["日本"]]),
+        ("a.bio", "O Ann\nI-X ran\n", {"token_column": 1}, [["Ann", "ran"]]),
+        ("a.bio", "Ann\t\nran\tI-X\n", {"label_column": 7}, [["Ann", "ran"]]),
+        ("a.conllu", CONLLU.replace("SYM", ""), {"label_column": "pos"}, [["vamos", "nos", "al mar"], ["#"]]),
+        ("a.json", '[{"text": "ab", "entities": [{"span": [0, 9]}]}, {"text": "c"}]', {}, [["a", "b"], ["c"]]),
+    ],
+)  # fmt: skip
+def test_tokens_are_read_without_labels(file_of, name, content, options, tokens):
+    path = file_of(name, content)
+    with pytest.raises(ValueError, match=name):
+        load_dataset(path, **options | {"label_column": None})
+    data = load_dataset(path, labelled=False, **options)
+    assert [x.tolist() for x in data.x] == tokens and data.y is None and len(data.names) == len(tokens)
+
+
+def test_tokens_without_labels_that_are_wrong(file_of):
+    for name, content, message in (
+        ("a.conll", "a\nb c\n", "line 2: a line must have 1 column, as line 1 has; received 2"),
+        ("a.conll", "\tO\n", "line 1: the token is missing"),
+        ("a.conllu", CONLLU.replace("2\tnos", "2\t"), "line 5: a word must have a number and a form; received"),
+        ("a.json", "[{}]", "item 0: an item must have"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}, {message}"):
+            load_conll(file_of(name, content), labelled=False)
+
+
 def test_options_of_the_loader(file_of):
     path = file_of("mine.bio", "x I-X a\ny O b\n\nz B-X c\n\nw O d\nv I-X e\nu B-X f\n")
     with pytest.raises(ValueError, match="line 1: in the scheme 'bio', .*--data_illegal repair"):
@@ -164,7 +207,7 @@ def test_options_of_the_loader(file_of):
     data = load_dataset(path, label_column=1, token_column=-1, illegal="repair")
     assert pairs(data)[0] == [("a", "B-X"), ("b", "O")]
     for name, option, known in (
-        (path, "ilegal", "token_column, label_column, illegal. Did you mean 'illegal'"),
+        (path, "ilegal", "token_column, label_column, illegal, labelled. Did you mean 'illegal'"),
         ("earthquakes", "illegal", "none"),
         ("ewt-xpos", "label_column", "none"),  # its name says it
         ("ewt", "illegal", "label_column"),

@@ -420,6 +420,30 @@ def test_classes_decide_what_is_generated() -> None:
         made("lstm").generate([""], 3, classes=["x"])
 
 
+def test_texts_without_a_class_are_learned_from_a_share_of_all() -> None:
+    for share, learns in ((1.0, True), (0.0, False)):  # no other text says what a text without a class is
+        model = made("conditional", class_dropout=min(share, 0.999), dtype="float32")
+        before = model.class_embedding.table.numpy()
+        model.compile("sgd")
+        model.fit({"x": ["abc", "ca", "b"], "y": ["x", "y", "x"]}, verbose=0)
+        assert (model.class_embedding.table.numpy()[0] != before[0]).any() == learns
+
+
+@pytest.mark.parametrize("dtype", ["float64", "mixed_bfloat16"])
+def test_generation_has_the_dtype_of_its_scores(dtype: str) -> None:
+    model = made("ends", dtype=dtype)
+    for settings in ({}, {"top_k": 2, "top_p": 0.9, "temperature": 0.5}, {"num_beams": 2}):
+        assert model.generate(["a", ""], 3, **settings).shape == (2,)
+
+
+def test_a_word_that_goes_on_keeps_its_mark() -> None:
+    model = LanguageModel.tiny(unit="subwords", vocabulary=["sail", "##ing", "on"], ends=False)
+    one = np.full(model.size, -100.0, np.float32)
+    one[1 + model.text.vocabulary.index("##ing")] = 100.0
+    model.output_layer.bias.assign(one)
+    assert model.generate(["sail"], 2).numpy()[0] == b"##inging"  # `tfseq sample` makes it one word with the prompt
+
+
 def test_bad_settings_of_generate_name_themselves(writer: LanguageModel) -> None:
     for settings in ({"temperature": -1.0}, {"top_p": 1.5}, {"max_tokens": [1, 2]}, {"top_k": -1}, {"temperature": np.nan}):
         with pytest.raises(ValueError, match=f"`{next(iter(settings))}`"):

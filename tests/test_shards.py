@@ -317,6 +317,26 @@ def test_long_texts_come_in_blocks_that_do_not_cut_characters(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
+    ("wrong", "message"),
+    [(b"\xff", "text must be UTF-8; byte {} of the line, 0xff"), (b"\0", "text must hold no NUL")],
+)  # fmt: skip
+@pytest.mark.parametrize("block_bytes", [50, 1 << 22])
+def test_what_is_wrong_in_a_later_block_is_named_with_its_line(tmp_path, monkeypatch, wrong, message, block_bytes):
+    monkeypatch.setattr(shards, "_TEXT_BYTES", block_bytes)
+    file = tmp_path / "book.txt"
+    lines = [b"a line\r\n"] * 1000
+    lines[989] = b"ab" + wrong + b"cd\r\n"
+    file.write_bytes(b"".join(lines))
+    with pytest.raises(ValueError, match=f"book.txt, line 990: {message.format(3)}"):
+        list(long_texts(file, "test"))
+    list(long_texts(file, "train"))
+    monkeypatch.setattr(shards, "_LINE_BYTES", 7)  # a block begins within the line
+    file.write_bytes(b"a line\n" * 2 + b"0123456789" * 20 + wrong + b"\n")
+    with pytest.raises(ValueError, match=f"book.txt, line 3: {message.format(201)}"):
+        list(long_texts(file, "test"))
+
+
+@pytest.mark.parametrize(
     "text", ["a" * 9 + "\n" + "b" * 9 + "\n", "0123456789\n" * 10, "a\nbb\n" * 50 + "c", "ß" * 40000 + "\nä" * 9000]
 )
 def test_every_line_of_a_text_is_in_one_split(tmp_path, text):

@@ -59,7 +59,7 @@ _PIECE = 1 << 14  # tokens of a sequence of shards that is a piece of a long tex
 _LONGEST_LINE = 1 << 24  # bytes of a line of text to predict of
 _HEADER = "# Written by tfseq. Repeat this run: tfseq train --config THIS_FILE\n"
 _PICTURES = (".png", ".svg", ".pdf")
-_NOT_OF_THE_RUN = {"out", "config", "preset", "data_dir", "workers"}
+_NOT_OF_THE_RUN = {"out", "config", "preset", "data_dir", "vectors", "workers"}
 """Flags of `train` that say where things are; `--resume` may set them anew."""
 
 
@@ -337,7 +337,7 @@ def _add_reading(parser: Any) -> None:
 
     parser.add_argument("--data_dir", type=str, help="folder of already downloaded data files; TFSEQ_DATA where not given")
     group = parser.add_argument_group("files of labelled tokens (.conll, .bio, .iob, .conllu, .json)")
-    add_signature(group, load_conll, load_conll, prefix="data_", optional=True)
+    add_signature(group, load_conll, load_conll, skip=("labelled",), prefix="data_", optional=True)
 
 
 def _reading(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -501,6 +501,8 @@ def train(arguments: list[str]) -> None:
     if chosen.model.name != name:
         raise UsageError(f"The config file is for the model {chosen.model.name!r}; received {name!r}.")
     chosen.data = _check_data(chosen.data)
+    if chosen.get("vectors") is not None:
+        chosen.vectors = str(Path(chosen.vectors).resolve())  # a run may be resumed from another folder
     if resume:
         _check_unchanged(parse(parser, rest[:2]), chosen)
     out = Path(chosen.out or _new_folder(name, chosen.data))
@@ -709,7 +711,7 @@ def _train(chosen: Namespace, out: Path) -> tuple[Run, Sequences]:
     if getattr(data, "pieces", False) and "ends" in model_class.from_data_arguments():
         hyperparameters["ends"] = False
     model = model_class.from_data(seen, **hyperparameters)
-    if chosen.get("vectors") is not None:
+    if chosen.get("vectors") is not None and not (chosen.resume and _checkpoint(out).is_file()):  # which has them
         _start_from_vectors(model, Path(chosen.vectors))
     if _is_chief():
         _write_config(chosen, out)
@@ -1092,10 +1094,10 @@ def _decode_steps(model: SequenceModel, chosen: Namespace) -> None:
         print(chosen.plot, file=sys.stderr if chosen.out is None else sys.stdout)
 
 
-def _input_data(name: str, chosen: Namespace) -> Sequences:
-    """The data set that INPUT names."""
+def _input_data(name: str, chosen: Namespace, **options: Any) -> Sequences:
+    """The data set that INPUT names, read with `options` of its loader."""
     name = _check_data(name, "INPUT")
-    data = load_dataset(name, _split(name, chosen.split), **_reading(vars(chosen)))
+    data = load_dataset(name, _split(name, chosen.split), **_reading(vars(chosen)), **options)
     _check_rate("INPUT", data, name, chosen.run)
     return data
 
@@ -1131,7 +1133,8 @@ def _answer(model: Reader, chosen: Namespace) -> None:
             for answer in _answers(model, data, chosen.batch_size, chosen.n_best, form == "json"):
                 file.write(answer_lines(answer, form))
             file.flush()
-            if not plotted and (row := next((row for row, n in enumerate(data.lengths) if n), None)) is not None:
+            lengths = () if plotted else model.prepare(data).lengths  # a text of blanks has characters and no tokens
+            if (row := next((row for row, n in enumerate(lengths) if n), None)) is not None:
                 _plot_answer(model, data.take([row]), chosen.plot)
                 plotted = True
     if chosen.out is not None:
@@ -1163,7 +1166,8 @@ def _blocks(model: Reader, chosen: Namespace) -> Iterator[Sequences]:
         for name in names:
             is_data = name in DATASETS or Path(name).is_dir() or Path(name).suffix.lower() in set(FILES) - {".txt"}
             if name != "-" and is_data:
-                data = replace(_input_data(name, chosen), y=None, target=None)
+                has_tokens = name not in DATASETS and FILES.get(Path(name).suffix.lower()) == FILES[".conll"]
+                data = replace(_input_data(name, chosen, **({"labelled": False} if has_tokens else {})), y=None, target=None)
                 _check_read(model, name, data.x)
                 for begin in range(0, len(data), 1000):
                     yield data.take(range(begin, min(begin + 1000, len(data))))

@@ -113,6 +113,7 @@ def load_conll(
     token_column: int = 0,
     label_column: int | str | None = None,
     illegal: Illegal = "error",
+    labelled: bool = True,
 ) -> Sequences:
     """The user's own labelled tokens, from a file of columns, CoNLL-U, or JSON with spans; UTF-8.
 
@@ -130,10 +131,11 @@ def load_conll(
         label_column: the labels' place, the last where not given; in `.conllu` a name, `"upos"` where not given. Not for `.json`.
         illegal: of labels that are spans in BIO, IOB1 or BIOES, what becomes of a sequence that is illegal (I- after O in BIO):
             an error, where not given; or it is repaired, as conlleval reads it; or kept.
+        labelled: whether labels are read. Without them one column is enough, and nothing is said of labels that are wrong.
 
     Returns:
-        Tokens `[T_i]` str and labels `[T_i]` str, "" where not known. A sentence is called by its `sent_id`, or by the file and
-        the line of its first token.
+        Tokens `[T_i]` str and labels `[T_i]` str, "" where not known; `y` is None without labels. A sentence is called by its
+        `sent_id`, or by the file and the line of its first token; messages name file and line of both.
 
     Raises:
         ValueError: no file for the split, or a file that is not as above; the line is named.
@@ -145,13 +147,16 @@ def load_conll(
     if suffix in (".conllu", ".json") and (given := [argument for argument, is_given in not_read.items() if is_given]):
         raise ValueError(f"`{given[0]}` must be left out for a {suffix} file, which has its own places; received it for {file}.")
     if suffix == ".json":
-        sentences = _read_spans(file, list(enumerate(_json_items(file))))
+        sentences = _read_spans(file, list(enumerate(_json_items(file))), labelled=labelled)
     elif suffix == ".conllu":
-        sentences = _read_conllu(file, "upos" if label_column is None else label_column)
+        column = "upos" if label_column is None else label_column
+        sentences = _read_conllu(file, column if labelled else None)
     else:
-        sentences = _read_columns(file, token_column, -1 if label_column is None else label_column)
+        column = -1 if label_column is None else label_column
+        sentences = _read_columns(file, token_column, column if labelled else None)
+    fields = _fields(file, sentences, illegal if labelled else "keep")
     return Sequences(
-        **_fields(file, sentences, illegal),
+        **(fields if labelled else {**fields, "y": None}),
         name=name,
         split=split,
         step="character" if suffix == ".json" else STEP,
@@ -185,8 +190,23 @@ def write_conll(path: str | Path, tokens: Iterable[Sequence[str]], *columns: Ite
             file.write("\n")
 
 
+class _Name(str):
+    """A `sent_id`. Answers carry it as it is; its repr, by which messages name a sequence, adds where the sentence stands."""
+
+    __slots__ = ("place",)
+    place: str
+
+    def __new__(cls, name: str, place: str = "") -> _Name:  # copies set `place` later
+        self = super().__new__(cls, name)
+        self.place = place
+        return self
+
+    def __repr__(self) -> str:
+        return repr(f"{self} ({self.place})")
+
+
 class _Sentence(NamedTuple):
-    """What a reader makes of one: tokens, labels, where each token stands in the file, and a name or none."""
+    """What a reader makes of one: tokens, labels ("" where they are not read), where each token stands, and a name or none."""
 
     tokens: list[str]
     labels: list[str]
@@ -210,18 +230,19 @@ def _fields(path: Path, sentences: list[_Sentence], illegal: str) -> dict[str, A
                 f"{', or not at the end' if bad[0] == len(tags) - 1 and scheme == 'bioes' else ''}. "
                 'Is an empty line missing, or a tag wrong? illegal="repair" (--data_illegal repair) reads it as conlleval does.'
             )
+    places = [f"{path.name}, {sentence.places[0]}" for sentence in sentences]
     return {
         "x": [np.array(sentence.tokens, np.str_) for sentence in sentences],
         "y": [np.array(tags, np.str_) for tags in labels],
-        "names": [sentence.name or f"{path.name}, {sentence.places[0]}" for sentence in sentences],
+        "names": [_Name(one.name, place) if one.name else place for one, place in zip(sentences, places, strict=True)],
     }
 
 
 # Columns ------------------------------------------------------------------------------------------------------------
 
 
-def _read_columns(path: Path, token_column: int, label_column: int | str) -> list[_Sentence]:
-    """The sentences of a file of columns."""
+def _read_columns(path: Path, token_column: int, label_column: int | str | None) -> list[_Sentence]:
+    """The sentences of a file of columns; without a column of labels, their tokens."""
     if isinstance(label_column, str):
         raise ValueError(f"`label_column` must be a number in a file without names of columns; received {label_column!r}.")
     sentences, sentence = [], _Sentence([], [], [])
@@ -237,24 +258,30 @@ def _read_columns(path: Path, token_column: int, label_column: int | str) -> lis
         cells = [cell.strip(" \r") or cell for cell in line.split("\t")] if "\t" in line else re.split(" +", line.strip(" \r"))
         if not num_columns:
             num_columns, first = len(cells), number
-            if num_columns < 2:
+            if num_columns < 2 and label_column is not None:
                 raise ValueError(
                     f"{path}, line {number}: a line must have a token and a label, with a tab or blank between; "
                     f"received {line[:50]!r}."
                 )
             for argument, column in (("token_column", token_column), ("label_column", label_column)):
-                if not -num_columns <= column < num_columns:
+                if column is not None and not -num_columns <= column < num_columns:
                     raise ValueError(f"`{argument}` must be a column of {path}, which has {num_columns}; received {column}.")
+            if label_column is not None and token_column % num_columns == label_column % num_columns:
+                raise ValueError(
+                    f"`token_column` and `label_column` must be two columns of {path}, which has {num_columns}, numbered from 0; "
+                    f"received {token_column} and {label_column}, the same one. `label_column` (--data_label_column) is -1, the "
+                    "last, where it is not given: is it missing?"
+                )
         if len(cells) != num_columns:
             cause = (
                 "Is the label missing?" if len(cells) < num_columns else "Is there a blank in a token? Put tabs between columns."
             )
             raise ValueError(
-                f"{path}, line {number}: a line must have {num_columns} columns, as line {first} has; received {len(cells)}: "
-                f"{line[:50]!r}. {cause}"
+                f"{path}, line {number}: a line must have {num_columns} column{'s' * (num_columns > 1)}, as line {first} has; "
+                f"received {len(cells)}: {line[:50]!r}. {cause}"
             )
-        token, label = cells[token_column], cells[label_column]
-        if not token or not label:
+        token, label = cells[token_column], "" if label_column is None else cells[label_column]
+        if not token or (not label and label_column is not None):
             raise ValueError(f"{path}, line {number}: the {'label' if token else 'token'} is missing; received {line[:50]!r}.")
         _add(sentence, token, label, number)
     if sentence.tokens:
@@ -274,10 +301,11 @@ def _some(path: Path, sentences: list[_Sentence]) -> list[_Sentence]:
     return sentences
 
 
-def _read_conllu(path: Path, label_column: int | str) -> list[_Sentence]:
-    """The sentences of a CoNLL-U file."""
-    choice("label_column", label_column, _CONLLU[2:])
-    column = _CONLLU.index(str(label_column))
+def _read_conllu(path: Path, label_column: int | str | None) -> list[_Sentence]:
+    """The sentences of a CoNLL-U file; without a column of labels, their words."""
+    if label_column is not None:
+        choice("label_column", label_column, _CONLLU[2:])
+    column = None if label_column is None else _CONLLU.index(str(label_column))
     sentences, sentence = [], _Sentence([], [], [])
     for number, line in enumerate([*read_text(path).split("\n"), ""], 1):
         if not line.strip(" \t\r"):
@@ -298,12 +326,11 @@ def _read_conllu(path: Path, label_column: int | str) -> list[_Sentence]:
             )
         if re.fullmatch(r"\d+-\d+|\d+\.\d+", cells[0]):
             continue
-        if not cells[0].isdecimal() or not cells[1] or not cells[column]:
-            raise ValueError(
-                f"{path}, line {number}: a word must have a number, a form and a label in column {label_column!r}; "
-                f"received {line[:50]!r}."
-            )
-        _add(sentence, cells[1], "" if cells[column] == "_" else cells[column], number)
+        label = "_" if column is None else cells[column]
+        if not cells[0].isdecimal() or not cells[1] or not label:
+            rule = "a number and a form" if column is None else f"a number, a form and a label in column {label_column!r}"
+            raise ValueError(f"{path}, line {number}: a word must have {rule}; received {line[:50]!r}.")
+        _add(sentence, cells[1], "" if label == "_" else label, number)
     return _some(path, sentences)
 
 
@@ -324,13 +351,13 @@ def _json_items(path: Path) -> list[Any]:
     return items
 
 
-def _read_spans(path: Path, items: list[tuple[int, Any]]) -> list[_Sentence]:
-    """The sentences of (number, item): characters, and BIO tags from spans."""
+def _read_spans(path: Path, items: list[tuple[int, Any]], *, labelled: bool = True) -> list[_Sentence]:
+    """The sentences of (number, item): characters, and BIO tags from spans where they are read."""
     sentences = []
     for number, item in items:
         where = f"item {number}"
         text = item.get("text") if isinstance(item, dict) else None
-        entities = item.get("entities", []) if isinstance(item, dict) else None
+        entities = [] if not labelled else item.get("entities", []) if isinstance(item, dict) else None
         if not isinstance(text, str) or not _is_text(text) or not isinstance(entities, list):
             raise ValueError(f'{path}, {where}: an item must have a "text" and "entities"; received {str(item)[:50]!r}.')
         spans = [_span(f"{path}, {where}", text, entity) for entity in entities]

@@ -328,18 +328,32 @@ def _rest_of_line(content: BufferedReader, before: bytes) -> bytes:
 
 def _text_of(file: Path, begin: int, end: int, name: str, split: str) -> Iterator[Sequences]:
     """The lines of a file that begin between two places, in blocks."""
-    from tfseq.data.reading import decoded
-
     with file.open("rb") as content:
         if begin:
             content.seek(begin - 1)
             _rest_of_line(content, content.read(1))
         while content.tell() < end:
-            block = content.read(min(_TEXT_BYTES, end - content.tell()))
+            place = content.tell()
+            block = content.read(min(_TEXT_BYTES, end - place))
             block += _rest_of_line(content, block)
-            yield Sequences(
-                [decoded(file, block)], name=name, split=split, step="character", source=f"the user's file {file.name}"
-            )
+            text = _decoded(file, block, place)
+            yield Sequences([text], name=name, split=split, step="character", source=f"the user's file {file.name}")
+
+
+def _decoded(file: Path, block: bytes, place: int) -> str:
+    """A block of a file, which begins at a place, as text; errors name the line of the file."""
+    from tfseq.data.reading import decoded
+
+    with suppress(ValueError):
+        return decoded(file, block)
+    # It fails again, now with as many lines, and bytes of its line, before it as in the file; they are counted for errors alone.
+    lines = column = 0
+    with file.open("rb") as content:
+        while before := content.read(min(_TEXT_BYTES, place - content.tell())):
+            lines += before.count(b"\n")
+            _, newline, rest = before.rpartition(b"\n")
+            column = len(rest) + (0 if newline else column)
+    return decoded(file, b"\n" * lines + b" " * column + block)
 
 
 @contextmanager

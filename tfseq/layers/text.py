@@ -126,13 +126,16 @@ class Text(keras.layers.Layer):
         return tf.gather(self._tokens, tf.where((ids >= 0) & (ids < self.size), ids, tf.zeros_like(ids)))
 
     def join(self, tokens: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-        """Tokens and mask `[B, T]` -> text `[B]`: the inverse of `tokenize` up to white space, for characters exact."""
+        """Tokens and mask `[B, T]` -> text `[B]`: the inverse of `tokenize` up to white space, for characters exact.
+
+        A first piece that goes on with a word keeps its mark, "##": the word stands before.
+        """
         tokens = tf.where(mask, tokens, "")
         if self.unit == "characters":
             return tf.strings.reduce_join(tokens, 1)
         if self.unit == "subwords":
             pieces = tf.strings.reduce_join(tokens, 1, separator=" ")
-            tokens, mask = _dense(tf.strings.split(tf.strings.regex_replace(pieces, "(^| )" + CONTINUED, "")))
+            tokens, mask = _dense(tf.strings.split(tf.strings.regex_replace(pieces, " " + CONTINUED, "")))
         quote = tf.equal(tokens, '"')
         opening = tf.cumsum(tf.cast(quote, tf.int32), 1) % 2 == 1  # straight quotes come in pairs
         closes = tf.strings.regex_full_match(tokens, _CLOSES) | (quote & ~opening)

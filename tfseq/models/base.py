@@ -167,6 +167,12 @@ def _data_errors(model: SequenceModel) -> Iterator[None]:
         raise
 
 
+def _check_no_weights(arguments: Mapping[str, Any]) -> None:
+    """Raises where Keras's arguments weigh samples or classes, which a likelihood does not."""
+    if given := [name for name in ("sample_weight", "class_weight") if arguments.get(name) is not None]:
+        raise ValueError(f"`{given[0]}` is not taken: every real step counts alike. Repeat sequences that are to count more.")
+
+
 def graph(method: Callable) -> Callable:
     """`method`, which infers and does not train, as a graph, compiled with XLA where the model was (`compile(jit_compile=True)`).
 
@@ -775,13 +781,20 @@ class SequenceModel(keras.Model):
     def fit(self, x: Any = None, y: Any = None, *, validation_data: Any = None, **kwargs: Any) -> keras.callbacks.History:
         """Keras's `fit`; x may be `[B, T, ...]`, a list of sequences, a dict, or a stream of batches (dicts).
 
+        `validation_data` is of the same kinds, or a tuple (x, y). There are no weights of samples or classes: a loss is nats per
+        step.
+
         Under a `tf.distribute` strategy, of one machine or of many, batches are those of all replicas: each takes its rows, and
         together they make the step that one would.
         """
         keep_memory()
+        _check_no_weights(kwargs)
         if validation_data is not None:
             size = kwargs.get("validation_batch_size") or kwargs.get("batch_size")
-            validation_data, size = self._on_replicas(self._prepare(validation_data), size)
+            pair = validation_data if isinstance(validation_data, tuple) else (validation_data,)  # a tuple is (x, y), as of Keras
+            if len(pair) > 2:
+                raise ValueError(f"`validation_data` must be data, or (x, y), without weights; received a tuple of {len(pair)}.")
+            validation_data, size = self._on_replicas(self._prepare(*pair), size)
             kwargs["validation_steps"] = kwargs.get("validation_steps") or size
         prepared = self._prepare(x, y)
         if isinstance(prepared, dict):
@@ -794,6 +807,7 @@ class SequenceModel(keras.Model):
 
     def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
         """Keras's `evaluate`, on the same kinds of data as `fit`."""
+        _check_no_weights(kwargs)
         if not kwargs.get("_use_cached_eval_dataset"):  # called by Keras's fit, with what ours prepared
             x, size = self._on_replicas(self._prepare(x, y), kwargs.get("batch_size"))
             y, kwargs["steps"] = None, kwargs.get("steps") or size

@@ -61,6 +61,7 @@ class LanguageModel(Reader):
         cell: `"rnn"`, `"gru"` or `"lstm"`.
         tied: use the embedding's table for the output too.
         conditional: learn p(x | class) of texts with a label each; `generate` then takes classes.
+        class_dropout: share of the texts whose class is unknown in training: texts without one are scored and generated as these.
         dropout: share of each layer's input, and of the last output, dropped in training, at all steps alike.
         recurrent_dropout: the same of the state.
         weight_drop: share of the recurrent kernels' entries dropped in training.
@@ -90,6 +91,7 @@ class LanguageModel(Reader):
         cell: Cell = "lstm",
         tied: bool = False,
         conditional: bool = False,
+        class_dropout: float = 0.1,
         dropout: float = 0.2,
         recurrent_dropout: float = 0.0,
         weight_drop: float = 0.0,
@@ -123,7 +125,7 @@ class LanguageModel(Reader):
         if conditional:
             self.read_labels(classes, "classes")
             self.classes, self.unaligned = self.labels, frozenset({"y"})
-            self.class_embedding = TokenEmbedding(1 + len(classes), embedding_dim, name="class_embedding")
+            self.class_embedding = TokenEmbedding(1 + len(classes), embedding_dim, class_dropout, name="class_embedding")
         self.stack = RecurrentStack(
             units, cell, False, None, dropout, recurrent_dropout, weight_drop, zoneout, residual, layer_norm, name="stack"
         )
@@ -212,7 +214,7 @@ class LanguageModel(Reader):
         vectors = self.read({"x": previous}, seed, common)
         if self.class_embedding is not None:
             labels = tf.zeros_like(previous[:, 0]) if classes is None else classes + 1
-            vectors += self.class_embedding(labels[None])
+            vectors += self.class_embedding(labels[None], seed=seed)
         return self.stack(vectors, tf.transpose(mask), state, seed=seed, common_seed=common, memory_gradient=False, raw=True)
 
     def scores(self, hidden: tf.Tensor) -> tf.Tensor:

@@ -258,6 +258,8 @@ class Reader(SequenceModel):
                 data[name] = self.cut(name, data[name])
             if name == "target" and not of_text:
                 _check_rows(name, data[name])
+            if name == "x" and "y" in data and "y" not in self.unaligned:
+                _check_aligned(data["y"], data["x"], data.get("mask"), names)
             if name == "target" or of_text:  # texts that are all empty are strings, too
                 data |= _padded(name, data[name], data.get("mask" if name == "x" else f"{name}_mask"))
         words = data["x"] if is_text(data["x"]) else None
@@ -412,8 +414,23 @@ def _check_rows(name: str, value: Any) -> None:
         )
 
 
+def _check_aligned(y: Any, x: Any, mask: Any, names: Sequence[str]) -> None:
+    """Raises where rows of labels have other numbers of steps than their x: in lists, since arrays are padded."""
+    is_padded = isinstance(y, np.ndarray) and y.ndim >= 2
+    if is_padded or not all(np.iterable(row) and not isinstance(row, str | bytes) for row in y):
+        return
+    real = None if mask is None else np.sum(np.asarray(mask, bool), -1).tolist()
+    for i, (labels, steps) in enumerate(zip(y, x, strict=False)):
+        if len(labels) not in (len(steps), len(steps) if real is None else real[i]):
+            raise ValueError(
+                f"`y` must have a label for each step of `x`; received {len(labels)} labels for "
+                f"{len(steps) if real is None else real[i]} steps in {repr(names[i]) if i < len(names) else f'row {i}'}. "
+                "Is one of them cut, or in another order?"
+            )
+
+
 def _padded(name: str, value: Any, mask: Any) -> dict[str, Any]:
-    """Lists of arrays as one right-padded array, and its mask."""
+    """Lists of arrays as one right-padded array, and its mask: that of their lengths, where none is given."""
     key = "mask" if name == "x" else f"{name}_mask"
     if isinstance(value, np.ndarray) and value.ndim >= 2:
         return {name: value, key: np.ones(value.shape[:2], bool) if mask is None else checks.array(key, mask)}
@@ -424,7 +441,7 @@ def _padded(name: str, value: Any, mask: Any) -> dict[str, Any]:
     padded = pad([a.astype(str) for a in arrays] if is_text(value) else arrays)
     if not padded.shape[1]:
         padded = np.zeros([len(arrays), 1], padded.dtype)
-    return {name: padded, key: np.arange(padded.shape[1]) < lengths[:, None]}
+    return {name: padded, key: np.arange(padded.shape[1]) < lengths[:, None] if mask is None else checks.array(key, mask)}
 
 
 def _tensor(value: Any) -> tf.Tensor:

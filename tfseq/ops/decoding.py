@@ -47,7 +47,8 @@ def restrict(scores: tf.Tensor, choice: Choice) -> tf.Tensor:
     # of the scores in order, those before which less than p of the probability lies
     probs = tf.nn.softmax(tf.where(ordered >= least_k, ordered, tf.constant(-math.inf, scores.dtype)))
     before = tf.cumsum(probs, axis=-1, exclusive=True)
-    within = (before < choice.top_p[:, None]) | (choice.top_p >= 1.0)[:, None]  # the sum may round to 1 before its end
+    top_p = tf.cast(choice.top_p, scores.dtype)[:, None]
+    within = (before < top_p) | (top_p >= 1.0)  # the sum may round to 1 before its end
     num = tf.maximum(tf.math.count_nonzero(within, -1, dtype=tf.int32), 1)
     least_p = tf.gather(ordered, num - 1, batch_dims=1)[:, None]
     return tf.where(scores >= tf.maximum(least_k, least_p), scores, tf.constant(-math.inf, scores.dtype))
@@ -83,7 +84,7 @@ def sample(
     """
     most = tf.maximum(tf.reduce_max(max_tokens), 0)
     rows, size = tf.shape(scores)[0], scores.shape[-1]
-    warmth = tf.where(choice.temperature > 0.0, tf.maximum(choice.temperature, 1e-6), 1.0)[:, None]
+    warmth = tf.cast(tf.where(choice.temperature > 0.0, tf.maximum(choice.temperature, 1e-6), 1.0)[:, None], scores.dtype)
     # what is never drawn gets a score that no other reaches
     never = tf.zeros([size], scores.dtype) if forbidden is None else tf.where(forbidden, scores.dtype.min / 2.0, 0.0)
     numbers = random.uniform(seed, tf.range(tf.maximum(most, 1)), 1, SALT)[..., 0]  # [T, B]
