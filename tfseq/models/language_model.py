@@ -106,6 +106,7 @@ class LanguageModel(Reader):
     ) -> None:
         super().__init__(**kwargs)
         checks.at_least(1, min_count=min_count)
+        checks.fraction(class_dropout=class_dropout, embedding_dropout=embedding_dropout)
         if window is not None:
             checks.at_least(1, window=window)
         for name, value in (("activation_penalty", activation_penalty), ("slowness_penalty", slowness_penalty)):

@@ -419,7 +419,8 @@ def _check_aligned(y: Any, x: Any, mask: Any, names: Sequence[str]) -> None:
     is_padded = isinstance(y, np.ndarray) and y.ndim >= 2
     if is_padded or not all(np.iterable(row) and not isinstance(row, str | bytes) for row in y):
         return
-    real = None if mask is None else np.sum(np.asarray(mask, bool), -1).tolist()
+    given = None if mask is None else checks.array("mask", mask)
+    real = None if given is None or given.shape[:1] != (len(x),) or given.ndim != 2 else given.astype(bool).sum(1).tolist()
     for i, (labels, steps) in enumerate(zip(y, x, strict=False)):
         if len(labels) not in (len(steps), len(steps) if real is None else real[i]):
             raise ValueError(
