@@ -123,7 +123,7 @@ def test_a_row_may_have_its_own_matrices(form: str, rng: np.random.Generator) ->
             np.testing.assert_array_equal(path.states[i], alone["path"][0])
 
 
-@pytest.mark.parametrize(("dtype", "jit_compile"), [("float32", False), ("float64", False), ("float32", True)])
+@pytest.mark.parametrize(("dtype", "jit_compile"), [("float32", False), ("float32", True)])
 def test_all_forms_agree_compiled_and_not(dtype: str, jit_compile: bool, rng: np.random.Generator) -> None:
     rows, steps, states = 3, 100, 4
     initial = normalised(rng.normal(size=states)).astype(dtype)
@@ -150,7 +150,7 @@ def test_a_graph_of_any_length_is_that_of_each(steps: int, rng: np.random.Genera
     emission, mask = rng.normal(size=(2, steps, 3)), np.arange(steps) < np.array([steps, steps - 1])[:, None]
     for log_transition in (transition, np.broadcast_to(transition, (steps - 1, 3, 3))):
         wanted = tf.nest.flatten(_several(initial, log_transition, emission, mask, "sequential"))
-        for form in ("auto", "blocked"):
+        for form in _graphs(log_transition.ndim):
             found = _graphs(log_transition.ndim)[form](*map(tf.constant, (initial, log_transition, emission, mask)))
             for a, b in zip(wanted, tf.nest.flatten(found), strict=True):
                 np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-9)
@@ -163,11 +163,12 @@ def _several(initial: tf.Tensor, transition: tf.Tensor, emission: tf.Tensor, mas
 
 @functools.cache
 def _graphs(rank: int) -> dict:
+    """A graph for all lengths; where each step has its matrix also one of blocks, which "auto" does not make of short chains."""
     shapes = [[3], [None] * (rank - 2) + [3, 3], [None, None, 3]]
     signature = [*(tf.TensorSpec(shape, tf.float64) for shape in shapes), tf.TensorSpec([None, None], tf.bool)]
     return {
         form: tf.function(functools.partial(_several, form=form), autograph=False, input_signature=signature)
-        for form in ("auto", "blocked")
+        for form in ("auto", "blocked")[: rank - 1]
     }
 
 

@@ -672,7 +672,7 @@ def test_training_by_xla_names_what_it_cannot_learn_from(monkeypatch: pytest.Mon
 
 def test_information_criteria_choose_the_number_of_states() -> None:
     keras.utils.set_random_seed(0)
-    model, table = HiddenMarkovModel.select_num_states(EARTHQUAKES, [1, 2, 3], emission="poisson", epochs=20, num_starts=2)
+    model, table = HiddenMarkovModel.select_num_states(EARTHQUAKES, [1, 2, 3], emission="poisson", epochs=5, num_starts=2)
     assert model.num_states == min(table, key=lambda k: table[k]["bic"])
     assert [table[k]["num_parameters"] for k in (1, 2, 3)] == [1, 5, 11]
 

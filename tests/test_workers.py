@@ -17,9 +17,8 @@ from tfseq.workers import DIVERGED, run_workers
 
 
 def test_workers_make_the_steps_of_one(tmp_path: Path) -> None:
-    families = ["dmm", "hmm", "rbm", "tagger"]
-    alone = fit_on_workers.fit(families)
-    for num_workers in (2, 4):
+    alone = fit_on_workers.fit(["dmm", "hmm", "rbm", "tagger"])
+    for num_workers, families in ((2, ["dmm", "hmm", "rbm", "tagger"]), (4, ["rbm", "tagger"])):
         out = tmp_path / str(num_workers)
         command = [sys.executable, fit_on_workers.__file__, out, *families]
         command += ["overflow"] * (num_workers == 2)  # the last: what a failed step leaves undone between workers is not defined
@@ -32,8 +31,9 @@ def test_workers_make_the_steps_of_one(tmp_path: Path) -> None:
             assert (out / "overflow" / "model.keras").is_file()
             assert not together.pop("overflow changed")
             assert "\nstopped" in "\n" + (out / "worker-1.log").read_text()
-        assert set(together) == set(alone)
-        for name, value in alone.items():
+        wanted = {name: value for name, value in alone.items() if name.split()[0] in families}
+        assert set(together) == set(wanted)
+        for name, value in wanted.items():
             if not name.endswith("log_z_of"):  # a hash of the weights' last bits
                 np.testing.assert_allclose(together[name], value, rtol=1e-5, atol=1e-6, err_msg=f"{name}, {num_workers} workers")
 
