@@ -176,8 +176,9 @@ def test_wrong_conditionals_are_clear_errors() -> None:
     model = machine()
     with pytest.raises(ValueError, match="`observed` must be bool of shape"):
         model.conditional([[1, 0, 0]], [[1, 0, 0]])
-    with pytest.raises(ValueError, match="`v` must be 0 or 1 where it is observed"):
-        model.conditional([[np.nan, 0, 0]], [[True, True, False]])
+    for value in (np.nan, 0.5):
+        with pytest.raises(ValueError, match="`v` must be 0 or 1 where it is observed"):
+            model.conditional([[value, 0, 0]], [[True, True, False]])
     with pytest.raises(ValueError, match="`h` must be given"):
         model.energy([[1, 0, 0]])
     big = tfseq.BoltzmannMachine(num_visible=15, num_chains=2)

@@ -22,6 +22,7 @@ from tfseq import cli, plots, training
 from tfseq.cli import main
 from tfseq.data import Sequences
 from tfseq.data.speech import frames, read_wav
+from tfseq.files import locked
 from tfseq.models.base import SequenceModel
 from tfseq.models.classifier import SequenceClassifier
 from tfseq.models.dmm import DeepMarkovModel
@@ -286,6 +287,24 @@ def test_resume_with_the_cosine_schedule_keeps_the_epochs(run, said):
     config.write_text(config.read_text().replace("schedule: constant", "schedule: cosine"))
     code, _, err = said("train", "--resume", "--out", run, "--epochs", 7)
     assert code == 2 and "--epochs" in err and "cosine" in err
+
+
+def test_resume_from_elsewhere_reads_what_the_run_read(run, music, said, tmp_path, monkeypatch):
+    moved = shutil.copytree(music, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = said("train", "--resume", "--out", run, "--data", "moved", "--epochs", 2)
+    assert code == 0, err
+    assert cli.read_config(run / "config.yaml")["data"] == str(moved)
+
+
+def test_a_run_that_goes_on_keeps_its_settings(run, said):
+    before = contents(run)
+    with locked(run) as free:
+        if free is None:
+            pytest.skip("no locks of files here")
+        code, _, err = said("train", "--resume", "--out", run, "--epochs", 2)
+    assert code == 1 and "of one that goes on" in err
+    assert contents(run) == before
 
 
 @pytest.mark.parametrize("missing", ["folder", "checkpoints"])

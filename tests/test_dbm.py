@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tfseq.models.dbm import DeepBoltzmannMachine
+from tfseq.models.rbm import RBM
 
 
 def states(num: int) -> np.ndarray:
@@ -129,6 +130,11 @@ def test_pre_training_doubles_the_inputs_towards_the_missing_layer(monkeypatch: 
     np.testing.assert_allclose(model.bias_vectors[1], shared, rtol=1e-6)
     for mine, greedy in zip(model.weight_matrices, made, strict=True):
         np.testing.assert_array_equal(mine, greedy.weight_matrices[0])
+
+
+def test_only_binary_hidden_units_make_a_classifier() -> None:
+    with pytest.raises(ValueError, match="goes on from binary hidden units; this machine's are noisyrelu"):
+        RBM.tiny(hidden="relu").to_classifier(2)
 
 
 @pytest.mark.parametrize("sizes", [(3, 3, 2), (3, 2, 3, 2)])

@@ -62,6 +62,13 @@ def test_replace_file_keeps_the_old_file(error, tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_replace_file_leaves_errors_of_other_files_as_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: .*in\.txt"), replace_file(tmp_path / "out"):
+        (tmp_path / "in.txt").read_text()
+    with pytest.raises(FileNotFoundError, match="^no download$"), replace_file(tmp_path / "out"):
+        raise FileNotFoundError("no download")
+
+
 def test_replace_file_says_which_file_and_why(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"a\.txt could not be written"), replace_file(tmp_path / "file" / "a.txt"):

@@ -22,6 +22,7 @@ from tfseq.exporting import documents, saved_model, servable, warmup
 from tfseq.exporting.examples import Examples, example_inputs
 from tfseq.exporting.saved_model import _TOLERANCE, answers_of, differences
 from tfseq.models.base import SequenceModel
+from tfseq.serve.repository import read_config
 
 FLOATS = tf.TensorSpec([None, None, 2], tf.float32, "x")
 LENGTHS = tf.TensorSpec([None], tf.int32, "lengths")
@@ -165,6 +166,10 @@ def test_models_config_lists_every_model_and_spares_the_users_own(tmp_path: Path
         (tmp_path / name / "saved_model.pb").touch()
     path = documents.write_models_config(tmp_path)
     assert path is not None and re.findall(r'name: "(\w+)"', path.read_text()) == ["a", "b"]
+    (tmp_path / 'my "best" \\ 東' / "3").mkdir(parents=True)
+    (tmp_path / 'my "best" \\ 東' / "3" / "saved_model.pb").touch()
+    documents.write_models_config(tmp_path)
+    assert set(read_config(path)) == {"a", "b", 'my "best" \\ 東'}
     path.write_text("model_config_list {}  # mine")
     assert documents.write_models_config(tmp_path) is None and path.read_text().endswith("# mine")
 

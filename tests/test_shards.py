@@ -16,6 +16,7 @@ from tfseq import cli
 from tfseq.data import data_hash, shards
 from tfseq.data.batching import Sequences, num_windows, stream, windows
 from tfseq.data.shards import Shards, long_texts, write_shards
+from tfseq.files import locked
 
 NUM_SHARDS = 5
 
@@ -211,7 +212,16 @@ def test_interrupted_writing_leaves_nothing_that_looks_whole(frames, tmp_path):
     (tmp_path / "train-00000-of-00009.tfrecord").write_bytes(b"another's")
     with pytest.raises(ValueError, match="train-00000-of-00009.tfrecord is there, and not left by an interrupted write"):
         write_shards(frames.take(range(20)), tmp_path, split="train", num_shards=2)
+    (tmp_path / "valid-tokens.json").write_text("the user's own")
+    with pytest.raises(ValueError, match="valid-tokens.json is there, and not left by an interrupted write"):
+        write_shards(frames.take(range(20)), tmp_path, split="valid", num_shards=2)
+    assert (tmp_path / "valid-tokens.json").read_text() == "the user's own"
     (tmp_path / ".train-is-being-written").touch()  # as a process that could not tidy up leaves it
+    with locked(tmp_path / ".train-is-being-written") as free:  # or is one that goes on
+        if free:
+            with pytest.raises(ValueError, match="another writes split 'train'"):
+                write_shards(frames.take(range(20)), tmp_path, split="train", num_shards=2)
+    assert (tmp_path / "train-00000-of-00009.tfrecord").read_bytes() == b"another's"
     with pytest.raises(FileNotFoundError, match="splits there: none"):
         Shards(tmp_path)
     write_shards(frames.take(range(20)), tmp_path, split="train", num_shards=2).check()

@@ -266,6 +266,7 @@ def _spelled(parser: ArgumentParser, arguments: Iterable[str]) -> Iterator[str]:
         if not name.startswith("--"):
             yield f".{argument}" if argument == "inf" and _takes_number(parser, previous) else argument  # YAML's spelling
         elif key in flags:
+            value = f".{value}" if value == "inf" and _takes_number(parser, flags[key]) else value
             argument = flags[key] + equals + value
             yield argument
         elif positive and not equals and parser._option_string_actions[positive].nargs == "?":
@@ -501,8 +502,9 @@ def train(arguments: list[str]) -> None:
     if chosen.model.name != name:
         raise UsageError(f"The config file is for the model {chosen.model.name!r}; received {name!r}.")
     chosen.data = _check_data(chosen.data)
-    if chosen.get("vectors") is not None:
-        chosen.vectors = str(Path(chosen.vectors).resolve())  # a run may be resumed from another folder
+    for flag in ("data_dir", "vectors"):
+        if chosen.get(flag) is not None:
+            chosen[flag] = str(Path(chosen[flag]).resolve())  # a run may be resumed from another folder
     if resume:
         _check_unchanged(parse(parser, rest[:2]), chosen)
     out = Path(chosen.out or _new_folder(name, chosen.data))
@@ -658,6 +660,8 @@ def _check_unchanged(saved: Namespace, chosen: Namespace) -> None:
     from tfseq.training import may_change
 
     free = _NOT_OF_THE_RUN | may_change(saved.schedule)
+    if not {saved.data, chosen.data} & set(DATASETS):  # files may have moved; whether they are the same, their content decides
+        free |= {"data"}
     changed = [name for name, value in after.items() if name not in free and value != before[name]]
     if changed:
         received = ", ".join(f"--{name} (the run has {before[name]}, received {after[name]})" for name in changed)
@@ -691,7 +695,7 @@ def _train(chosen: Namespace, out: Path) -> tuple[Run, Sequences]:
     import keras
 
     from tfseq.data import Sequences
-    from tfseq.training import train
+    from tfseq.training import alone_in, train
 
     reading = _reading(vars(chosen))
     data: Any = _streamed(chosen.data, "train", reading)
@@ -703,6 +707,8 @@ def _train(chosen: Namespace, out: Path) -> tuple[Run, Sequences]:
     seen = data if isinstance(data, Sequences) else data.sample()
     _check_suits(chosen.model, seen)
     _advise_unit(chosen.model, seen)
+    checks.at_least(0, seed=chosen.seed)
+    checks.at_most(2**32 - 1, seed=chosen.seed)
     keras.utils.set_random_seed(chosen.seed)
     model_class = MODELS[chosen.model.name]
     hyperparameters = {name: value for name, value in chosen.model.as_dict().items() if name != "name"}
@@ -713,12 +719,13 @@ def _train(chosen: Namespace, out: Path) -> tuple[Run, Sequences]:
     model = model_class.from_data(seen, **hyperparameters)
     if chosen.get("vectors") is not None and not (chosen.resume and _checkpoint(out).is_file()):  # which has them
         _start_from_vectors(model, Path(chosen.vectors))
-    if _is_chief():
-        _write_config(chosen, out)
     settings = {
         name: chosen[name] for name in inspect.signature(train).parameters if name not in ("model", "data", "validation", "out")
     }
-    return train(model, data, validation, out=out, **settings), seen
+    with alone_in(out) if _is_chief() else contextlib.nullcontext():
+        if _is_chief():
+            _write_config(chosen, out)
+        return train(model, data, validation, out=out, **settings), seen
 
 
 def _streamed(name: str, split: str, reading: Mapping[str, Any]) -> Sequences | Shards:
@@ -1627,6 +1634,10 @@ def _read_prefix(path: Path, model: SequenceModel, about: Mapping[str, Any]) -> 
         x = x[None]
     if x.ndim < 2 or not len(x) or (lengths is not None and lengths.shape != (len(x),)):
         raise ValueError(f"{path} must hold x [T, D] or [N, T, D], and lengths [N]; received x of shape {list(x.shape)}.")
+    if lengths is not None and not (lengths.dtype.kind in "iu" and ((lengths >= 0) & (lengths <= x.shape[1])).all()):
+        raise ValueError(
+            f"{path} must hold lengths that are whole numbers from 0 to {x.shape[1]}; received {lengths.tolist()[:9]}."
+        )
     rows = [row if lengths is None else row[:n] for row, n in zip(x, x[:, 0] if lengths is None else lengths, strict=True)]
     missing = x.dtype.kind == "f" and any(np.isnan(row).any() for row in rows)
     return Sequences(

@@ -70,14 +70,14 @@ def check_sha256(path: Path, sha256: str) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[bool | None]:
-    """Holds the lock of a folder, which ends with the process; yields whether it could be had, None where there are no locks."""
+def locked(path: Path) -> Iterator[bool | None]:
+    """Holds the lock of a file or folder, as long as the process lives; yields whether it was free, None where there are none."""
     try:
         import fcntl
     except ImportError:  # Windows
         yield None
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         free: bool | None = True
         try:
@@ -99,7 +99,7 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     suffix, which tells most writers the format. Missing folders are made.
 
     Raises:
-        OSError: the file cannot be written; an older `path` is left as it was.
+        OSError: the file cannot be written; an older `path` is left as it was. That of another file, or of a download, stays.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
@@ -110,6 +110,9 @@ def replace_file(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
         flush(path.parent)
     except OSError as error:
+        is_other = isinstance(error.filename, str) and Path(error.filename) not in (path, temporary, *path.parents)
+        if is_other or (isinstance(error, FileNotFoundError) and error.errno is None):
+            raise
         reason = error.strerror or str(error)
         raise OSError(error.errno, f"{path} could not be written ({reason}); what was there before is as it was") from error
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import csv
 import datetime
 import functools
@@ -296,25 +297,43 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+_HELD: contextvars.ContextVar[frozenset[Path]] = contextvars.ContextVar("held", default=frozenset())
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Holds the lock of a run folder, which it makes: two runs that write one would ruin it. Inside, it is held already."""
+    held = _HELD.get()
+    if folder.resolve() in held:
+        yield
+        return
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder) as free:
+            if free is False:
+                raise ValueError(f"`out` must be a folder that no other run writes to now; {folder} is of one that goes on.")
+            token = _HELD.set(held | {folder.resolve()})
+            try:
+                yield
+            finally:
+                _HELD.reset(token)
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # it has files now
+                folder.rmdir()
+
+
 def _alone_in_its_folder(function: _Function) -> _Function:
-    """`train`, which holds the lock of its run folder: two that write one would ruin it."""
+    """`train`, which holds the lock of its run folder."""
 
     @functools.wraps(function)
     def run(model: SequenceModel, *data: Any, out: str | Path | None = None, **options: Any) -> Any:
         folder = None if out is None else Path(out)
         if folder is None or (folder.exists() and not folder.is_dir()) or not is_chief(model.distribute_strategy):
             return function(model, *data, out=out, **options)
-        made = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with locked(folder) as free:
-                if free is False:
-                    raise ValueError(f"`out` must be a folder that no other run writes to now; {folder} is of one that goes on.")
-                return function(model, *data, out=out, **options)
-        finally:
-            if made:
-                with contextlib.suppress(OSError):  # it has files now
-                    folder.rmdir()
+        with alone_in(folder):
+            return function(model, *data, out=out, **options)
 
     return cast(_Function, run)
 
@@ -776,7 +795,8 @@ def _saying_what_is_saved(folder: Path | None) -> Iterator[None]:
             print(f"Interrupted. {_what_is_saved(folder)}", file=sys.stderr)
         raise
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror or error}. {_what_is_saved(folder)}") from error
+        place = "" if error.filename is None else f": {error.filename}"
+        raise OSError(error.errno, f"{error.strerror or error}{place}. {_what_is_saved(folder)}") from error
 
 
 def _what_is_saved(folder: Path | None) -> str:

@@ -26,7 +26,7 @@ import numpy as np
 
 from tfseq import checks
 from tfseq.data.batching import _FIELDS, Sequences, _check_skip, _check_tokens, _cuts, _length_classes, _sized, num_windows
-from tfseq.files import replace_file
+from tfseq.files import locked, replace_file
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -127,29 +127,23 @@ def write_shards(
         raise ValueError("`data` has no sequences; nothing can be written.")
     split = split or first.split or "train"
     checks.choice("split", split, _SPLITS)
-    manifest = Path(folder) / f"{split}{MANIFEST}"
-    if manifest.exists():
-        raise ValueError(f"`folder` must be without split {split!r}; {manifest} is there. Choose another, or delete it.")
     import tensorflow as tf
 
     writing = _Writing(Path(folder), split, first, num_shards)
-    if (there := writing.paths_there()) and not writing.marker.exists():
-        raise ValueError(
-            f"`folder` must be without shards of split {split!r}; {there[0]} is there, and not left by an interrupted write."
-        )
-    try:
-        writing.start()
-        for block in itertools.chain([first], blocks):
-            writing.add(block)
-        found = writing.finish()
-        with replace_file(manifest) as path:  # from here on there is a data set
-            path.write_text(json.dumps({**found, "unit": unit, "pieces": pieces}, indent=1) + "\n")
-        writing.marker.unlink()
-    except BaseException as error:
-        writing.discard()
-        if isinstance(error, tf.errors.OpError):  # a full disk, for one
-            raise OSError(f"{folder} could not be written, and nothing is left of it ({error.message})") from error
-        raise
+    with writing.alone():
+        try:
+            writing.start()
+            for block in itertools.chain([first], blocks):
+                writing.add(block)
+            found = writing.finish()
+            with replace_file(writing.manifest) as path:  # from here on there is a data set
+                path.write_text(json.dumps({**found, "unit": unit, "pieces": pieces}, indent=1) + "\n")
+            writing.marker.unlink()
+        except BaseException as error:
+            writing.discard()
+            if isinstance(error, tf.errors.OpError):  # a full disk, for one
+                raise OSError(f"{folder} could not be written, and nothing is left of it ({error.message})") from error
+            raise
     return Shards(folder, split)
 
 
@@ -162,7 +156,8 @@ class _Writing:
         self.about = {name: getattr(first, name) for name in _DESCRIPTION} | {"split": split, "columns": list(first.columns)}
         self.fields = {name: _field_of(first, name) for name in (*_FIELDS, "target") if getattr(first, name) is not None}
         self.paths = [folder / f"{split}-{k:05d}-of-{num_shards:05d}.tfrecord" for k in range(num_shards)]
-        self.marker = folder / f".{split}-is-being-written"
+        self.manifest = folder / f"{split}{MANIFEST}"
+        self.marker = folder / f".{split}-is-being-written"  # and its lock says whether by one that goes on
         self.writers: list[tf.io.TFRecordWriter] = []
         self.lengths = array("i")
         self.rng, self.share, self.kept_bytes = np.random.default_rng(0), 1.0, 0
@@ -173,16 +168,41 @@ class _Writing:
         self.labels: dict[str, set[Any]] = {}
 
     def paths_there(self) -> list[Path]:
-        """Files of this split's shards, of any number."""
-        return sorted(self.folder.glob(f"{self.split}-?????-of-?????.tfrecord"))
+        """Files of this split: shards, of any number, and what stands beside them."""
+        beside = (self.folder / f"{self.split}-{name}" for name in _BESIDE)
+        return [*sorted(self.folder.glob(f"{self.split}-?????-of-?????.tfrecord")), *(path for path in beside if path.exists())]
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Marks the split as being written, by this process alone; raises where files are there that no interrupted one left."""
+        self._check_new()
+        if (there := self.paths_there()) and not self.marker.exists():
+            left = "and not left by an interrupted write"
+            raise ValueError(f"`folder` must be without files of split {self.split!r}; {there[0]} is there, {left}.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.marker.touch()
+        with locked(self.marker) as free:
+            if free is False:
+                raise ValueError(f"`folder` must be no other's now; another writes split {self.split!r} of {self.folder}.")
+            try:
+                self._check_new()
+            except ValueError:  # finished just now
+                self.marker.unlink(missing_ok=True)
+                raise
+            yield
+
+    def _check_new(self) -> None:
+        if self.manifest.exists():
+            raise ValueError(
+                f"`folder` must be without split {self.split!r}; {self.manifest} is there. Choose another, or delete it."
+            )
 
     def start(self) -> None:
         """Opens the shards."""
         import tensorflow as tf
 
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.discard()  # what an interrupted run left
-        self.marker.touch()
+        for path in self.paths_there():  # what an interrupted run left
+            path.unlink()
         for path in self.paths:
             self.writers.append(tf.io.TFRecordWriter(str(path)))
 
@@ -268,9 +288,8 @@ class _Writing:
         for writer in self.writers:
             with suppress(Exception):  # what it still held cannot be written either
                 writer.close()
-        beside = (self.folder / f"{self.split}-{name}" for name in _BESIDE)
         with suppress(OSError):  # the error that led here says more
-            for path in (*self.paths_there(), *beside, self.marker):
+            for path in (*self.paths_there(), self.marker):
                 path.unlink(missing_ok=True)
 
 

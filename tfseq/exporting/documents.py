@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf import text_encoding
 
 from tfseq.files import replace_file
 
@@ -70,7 +73,7 @@ def readme(name: str, version: int, card: Mapping[str, Any]) -> str:
     for signature, parts in card["signatures"].items():
         lines += [f"### {signature}", "", "| | name | type and axes |", "|---|---|---|"]
         lines += [f"| {part[:-1]} | `{key}` | {text} |" for part, tensors in parts.items() for key, text in tensors.items()]
-        url = f"http://localhost:8501/v1/models/{name}:predict"
+        url = shlex.quote(f"http://localhost:8501/v1/models/{urllib.parse.quote(name)}:predict")
         lines += ["", "```", f"curl -d @requests/{signature}.json {url}", "```", ""]
     if "litert" in card:
         lines += ["## LiteRT", "", *_devices(card["litert"]), ""]
@@ -144,7 +147,7 @@ def write_models_config(base: Path) -> Path | None:
     names = sorted({pb.parent.parent.name for pb in base.glob("*/*/saved_model.pb") if pb.parent.name.isdecimal()})
     entries = [
         f'  config {{\n    name: "{name}"\n    base_path: "/models/{name}"\n    model_platform: "tensorflow"\n  }}\n'
-        for name in names
+        for name in (text_encoding.CEscape(name, as_utf8=True) for name in names)
     ]
     with replace_file(path) as temporary:
         temporary.write_text(f"{_WRITTEN}model_config_list {{\n{''.join(entries)}}}\n")

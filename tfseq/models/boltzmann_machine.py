@@ -288,7 +288,7 @@ class BoltzmannMachine(EnergyModel):
                 f"{observed.shape.as_list()}."
             )
         clean = tf.where(observed, v, tf.zeros_like(v))
-        if not bool(tf.reduce_all(self.visible_units.supports(clean))):
+        if not bool(tf.reduce_all((clean == 0.0) | (clean == 1.0))):
             raise ValueError("`v` must be 0 or 1 where it is observed. Is a missing value marked as observed?")
         is_small = 2**self.num_visible <= _MAX_EXACT_STATES and not self.is_bound
         if method == "exact" and not is_small:

@@ -18,7 +18,7 @@ from tfseq.models.feedforward import NetworkClassifier
 from tfseq.models.replicas import sum_over_replicas
 from tfseq.ops.ais import exact_log_z
 from tfseq.ops.gibbs import Layered, Phase, States, centred_parameters
-from tfseq.ops.units import Binomial, Units
+from tfseq.ops.units import Bernoulli, Binomial, Units
 
 _OFFSET_RATE = 0.01  # of the running means that centring subtracts
 
@@ -144,6 +144,8 @@ class LayeredModel(EnergyModel):
         return self._network(num_classes, seed, self.weight_matrices, self.bias_vectors[1:])
 
     def _network(self, num_classes: int, seed: int, weights: Sequence[Any], biases: Sequence[Any], **settings: Any) -> Any:
+        if others := [type(u).__name__ for u in self.units[1:] if not isinstance(u, Bernoulli)]:
+            raise ValueError(f"A network of sigmoids goes on from binary hidden units; this machine's are {others[0].lower()}.")
         scale = None if self.log_scale is None else np.exp(np.asarray(self.log_scale))
         sizes = [int(b.shape[0]) for b in biases]
         network = NetworkClassifier(

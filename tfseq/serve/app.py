@@ -23,7 +23,7 @@ from tfseq.serve.rpc import make_server
 from tfseq.serve.service import Limits, Service
 
 _log = logging.getLogger(__name__)
-_GRACE = 30  # seconds for requests that have begun, when the server stops
+_GRACE = 1  # seconds more than a request may take, for those that have begun when the server stops
 _IDLE = 60  # seconds that a connection may be idle between two requests
 _HEAD = 1 << 16  # bytes of a request before its body
 
@@ -43,6 +43,7 @@ class DevelopmentServer:
     ):
         self.service, self.host, self.port, self.grpc_port = service, host, port, grpc_port
         self._poll_seconds = poll_seconds
+        self._grace = math.ceil(min(service.limits.seconds, 3600.0)) + _GRACE
         self._loader = ThreadPoolExecutor(1, "tfseq-load")
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -74,7 +75,7 @@ class DevelopmentServer:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=_IDLE,
-            timeout_graceful_shutdown=_GRACE,
+            timeout_graceful_shutdown=self._grace,
         )
         self._http = _HTTP(config)
         self._tasks = [asyncio.create_task(self._http.serve([listening])), asyncio.create_task(self._poll())]
@@ -88,7 +89,7 @@ class DevelopmentServer:
         serving, polling = self._tasks
         polling.cancel()
         self._http.should_exit = True
-        await asyncio.gather(serving, self._rpc.stop(_GRACE))
+        await asyncio.gather(serving, self._rpc.stop(self._grace))
         with contextlib.suppress(asyncio.CancelledError):
             await polling
         self._loader.shutdown(wait=False, cancel_futures=True)

@@ -150,7 +150,9 @@ class Repository:
             if (stat.st_mtime_ns, stat.st_size) != self._config_read:
                 self._config_read = (stat.st_mtime_ns, stat.st_size)
                 self._configs = read_config(path)
-        elif _version_folders(self.folder):
+            return
+        self._config_read = None  # one that comes back is read again
+        if _version_folders(self.folder):
             self._configs = {self.folder.name: Config(self.folder)}
         else:
             folders = sorted(p for p in self.folder.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -162,15 +164,15 @@ class Repository:
             versions = self._versions.setdefault(name, {})
             for number in [n for n, version in versions.items() if n not in found and version.state == "START"]:
                 del versions[number]
-            for number in found:
-                versions.setdefault(number, Version(number))
         wanted = sorted(set(config.specific) & set(found) if config.specific else found, reverse=True)
         count = _ALL if config.specific else config.latest
         kept: dict[int, Servable] = {}
         for number in wanted:
             if len(kept) == count:
                 break
-            servable = self._get_ready(name, versions[number], found[number])
+            with self._lock:
+                version = versions.setdefault(number, Version(number))  # a version that is not wanted has no state
+            servable = self._get_ready(name, version, found[number])
             if servable is not None:
                 kept[number] = servable
                 self._serve(name, {**self._served.get(name, {}), number: servable})  # beside the old, until all are ready
