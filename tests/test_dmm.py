@@ -15,7 +15,7 @@ from tensorflow_probability import distributions as tfd
 from tests import reference
 from tfseq.data.batching import Sequences
 from tfseq.models.dmm import DeepMarkovModel
-from tfseq.models.state_space import gaussian_kl
+from tfseq.models.state_space import gaussian_kl, to_stddev
 from tfseq.ops import bounds, random
 from tfseq.ops.masking import pad
 
@@ -226,6 +226,14 @@ def test_the_closed_form_divergence_is_that_of_tfp(rng: np.random.Generator) -> 
     stddev, prior_stddev = rng.uniform(0.3, 2.0, size=(2, 5, 3))
     wanted = tfd.MultivariateNormalDiag(mean, stddev).kl_divergence(tfd.MultivariateNormalDiag(prior_mean, prior_stddev))
     np.testing.assert_allclose(gaussian_kl(mean, stddev, prior_mean, prior_stddev).numpy().sum(-1), wanted, rtol=1e-10)
+
+
+def test_a_standard_deviation_has_its_floor_in_every_dtype() -> None:
+    for dtype in ("bfloat16", "float16", "float32", "float64"):
+        for scale in ("variance", "stddev"):
+            found = tf.cast(to_stddev(tf.constant([-50.0, 0.0], dtype), scale), tf.float64)
+            wanted = reference.to_stddev(np.array([-50.0, 0.0]), scale)
+            np.testing.assert_allclose(found, wanted, rtol={"bfloat16": 1e-2, "float16": 1e-3}.get(dtype, 1e-6))
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -1,5 +1,6 @@
 """Heads of independent features against scipy's distributions, and what holds for all heads."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,21 @@ def test_counts_are_drawn_also_without_the_functions_of_devices(rng: np.random.G
         found = poisson_quantile(tf.constant(rate) + tf.zeros([300, 4]), tf.constant(uniform)).numpy()
     assert (found == wanted)[:, :3].mean() > 0.995  # where float32 rounds a cumulative probability past the number drawn
     assert np.abs(found - wanted).max() <= 1.0
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_counts_of_any_rate_have_the_mean_and_the_variance_of_the_quantiles(single: bool) -> None:
+    rate, uniform = np.array([0.5, 50.0, 10_000.0, 1e6]), (np.arange(500)[:, None] + 0.5) / 500
+    wanted = stats.poisson(rate).ppf(uniform)
+    with tracing.single_precision() if single else contextlib.nullcontext():
+        found = poisson_quantile(tf.constant(rate, tf.float32), tf.constant(uniform, tf.float32)).numpy().astype(float)
+        last = poisson_quantile(tf.fill([500], 61.0), tf.fill([500], np.float32(1.0 - 2.0**-24))).numpy()
+        most = poisson_quantile(tf.constant([1e12, np.inf]), tf.constant([0.5, 0.5])).numpy()
+    assert np.abs(found - wanted).max() <= 1.0
+    np.testing.assert_allclose(found.mean(0), wanted.mean(0), atol=0.05)
+    np.testing.assert_allclose(found.var(0), wanted.var(0), rtol=1e-3)
+    assert (np.abs(last - stats.poisson(61.0).isf(2.0**-24)) < 10).all()  # rounding leaves the sum of all probabilities below 1
+    assert HEADS["poisson"].supports(most, 1).all()
 
 
 @pytest.mark.parametrize(("name", "x", "message"), [

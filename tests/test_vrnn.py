@@ -210,6 +210,28 @@ def test_the_particle_filter_gives_the_bound_of_its_own_path_step_by_step() -> N
     assert abs(filtered.mean() - weighted.mean()) < 4.5 * error
 
 
+@pytest.mark.parametrize("made", [VariationalRNN, VariationalAutoencoder])
+def test_the_particle_filter_takes_controls_in_any_dtype(made: Any) -> None:
+    x, u = np.ones((2, 3), np.float32), np.ones((2, 2), np.float32)
+    for dtype in ("mixed_bfloat16", "float64"):
+        model = made.tiny(control_dim=2, head="normal", dtype=dtype)
+        found = model.filter_step(x, model.init_state(2, num_particles=3), u=u)
+        assert np.isfinite(found["log_prob"]).all()
+
+
+def test_the_size_of_a_chunk_of_samples_does_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks, in_chunks = [], bounds.in_chunks
+
+    def recorded(log_weights: Any, num_samples: Any, chunk: Any, like: Any) -> Any:
+        chunks.append(int(chunk))
+        return in_chunks(log_weights, num_samples, chunk, like)
+
+    monkeypatch.setattr(bounds, "in_chunks", recorded)
+    monkeypatch.setattr(VariationalRNN, "widest", 2**30)
+    VariationalRNN.tiny().elbo(np.zeros((2, 2, 3), np.float32))  # 2^32 numbers a sample, which is 0 in int32
+    assert chunks == [1]
+
+
 def test_forecasts_go_on_where_the_sequence_ends() -> None:
     """Of a model whose emission copies its state, the first forecast depends on the last observation and on no padding."""
     model = perturbed("vrnn-i reals")

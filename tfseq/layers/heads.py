@@ -39,7 +39,9 @@ __all__ = [
     "poisson_quantile",
 ]
 
-_POISSON_MAX = 4096  # largest count that is drawn
+# Above this rate the normal approximation is nearer to the quantiles than float32 probabilities are (measured against scipy).
+_MAX_EXACT_RATE = 512.0
+_MAX_COUNT = 2.0**31 - 128.0  # the largest float32 that is in the support
 
 
 @keras.saving.register_keras_serializable("tfseq")
@@ -81,21 +83,37 @@ class Normal(RealHead):
 
 
 def poisson_quantile(rate: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
-    """The smallest count whose cumulative probability reaches `uniform`, by bisection; float32 of the shape of `rate`."""
+    """The smallest count whose cumulative probability reaches `uniform`, in (0, 1); float32 of the shape of both.
+
+    Above a rate of 512 by the expansion of Cornish and Fisher, at most one count away (while float32 tells counts apart).
+    """
     uniform = tf.cast(uniform, rate.dtype)
+    exact = _exact_poisson_quantile(tf.minimum(rate, _MAX_EXACT_RATE), uniform)
+    large = tf.clip_by_value(rate, _MAX_EXACT_RATE, 2.0**31)
+    z, root = random.normal_quantile(uniform), tf.sqrt(large)
+    offset = root * z + (z * z - 1.0) / 6.0 + z * (1.0 - z * z) / (72.0 * root)
+    # P(x <= k) is the normal probability of k + 1/2, so counts are rounded
+    approximate = tf.clip_by_value(tf.floor(large + offset + 0.5), 0.0, _MAX_COUNT)
+    return tf.cast(tf.where(rate <= _MAX_EXACT_RATE, exact, approximate), tf.float32)
+
+
+def _exact_poisson_quantile(rate: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+    """The quantile by bisection, for rates up to `_MAX_EXACT_RATE`; of dtype and shape of `rate`."""
+    largest = 1023  # in float32 no probability is left above it
     if is_single():  # LiteRT has no gamma function: the probabilities of all counts are added up
-        counts = np.arange(_POISSON_MAX + 1.0)
+        counts = np.arange(largest + 1.0)
         log_factorials = tf.constant(scipy.special.gammaln(counts + 1.0), rate.dtype)
         log_prob = tf.math.log(tf.maximum(rate, 1e-30))[..., None] * tf.constant(counts, rate.dtype) - log_factorials
-        below = tf.cumsum(tf.exp(log_prob - rate[..., None]), axis=-1) < uniform[..., None]
-        return tf.minimum(tf.reduce_sum(tf.cast(below, tf.float32), -1), float(_POISSON_MAX))
-    low, high = tf.zeros_like(rate) - 1.0, tf.zeros_like(rate) + float(_POISSON_MAX)
-    for _ in range(13):  # 2^13 > _POISSON_MAX + 1
+        total = tf.cumsum(tf.exp(log_prob - rate[..., None]), axis=-1)
+        # rounding may leave the sum of all below the number drawn
+        return tf.reduce_sum(tf.cast(total < uniform[..., None] * total[..., -1:], rate.dtype), -1)
+    low, high = tf.zeros_like(rate) - 1.0, tf.zeros_like(rate) + float(largest)
+    for _ in range(10):  # 2^10 = largest + 1
         middle = tf.floor((low + high) / 2.0)
         reached = tf.math.igammac(tf.maximum(middle, 0.0) + 1.0, rate) >= uniform
         reached = reached & (middle >= 0.0)
         low, high = tf.where(reached, low, middle), tf.where(reached, middle, high)
-    return tf.cast(high, tf.float32)
+    return high
 
 
 @keras.saving.register_keras_serializable("tfseq")

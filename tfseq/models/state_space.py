@@ -40,7 +40,10 @@ _CHUNK_FLOATS = 2**26  # what the samples of one chunk of importance sampling ma
 def to_stddev(raw: tf.Tensor, scale: Scale = "stddev") -> tf.Tensor:
     """softplus(raw), read as a variance or as a standard deviation, -> standard deviation, at least 1e-4."""
     raw = tf.nn.softplus(raw)
-    return (tf.sqrt(raw + heads.MIN_STDDEV**2)) if scale == "variance" else raw + heads.MIN_STDDEV
+    if scale == "stddev":
+        return raw + heads.MIN_STDDEV
+    variance = tf.cast(raw, tf.float32) if raw.dtype == tf.float16 else raw  # float16 rounds 1e-8 to 0
+    return tf.cast(tf.sqrt(variance + heads.MIN_STDDEV**2), raw.dtype)
 
 
 def gaussian_kl(mean: tf.Tensor, stddev: tf.Tensor, prior_mean: tf.Tensor, prior_stddev: tf.Tensor) -> tf.Tensor:
@@ -594,8 +597,9 @@ class StateSpaceModel(SequenceModel):
             log_lik, kl, _ = self._terms(inputs, self._infer(inputs, reading, numbers), analytic=False)
             return tf.transpose(masked_sum(log_lik - kl, inputs["mask"], axis=0))
 
-        chunk = tf.maximum(1, _CHUNK_FLOATS // tf.maximum(1, tf.size(batch["mask"]) * self.widest))
-        return bounds.in_chunks(log_weights, num_samples, chunk, like)
+        one = tf.size(batch["mask"], tf.int64) * self.widest  # int64: of many long sequences it passes 2^31
+        chunk = tf.maximum(_CHUNK_FLOATS // tf.maximum(one, 1), 1)  # a number first would be int32
+        return bounds.in_chunks(log_weights, num_samples, tf.cast(chunk, tf.int32), like)
 
     @graph
     def _filter_log_prob(self, batch: Batch, num_particles: tf.Tensor) -> tf.Tensor:
@@ -713,6 +717,7 @@ class StateSpaceModel(SequenceModel):
         self, x: tf.Tensor, state: dict[str, tf.Tensor], seed: tf.Tensor, u: tf.Tensor | None
     ) -> dict[str, tf.Tensor]:
         log_weights, step = state["log_weights"], state["step"]
+        u = u if u is None else tf.cast(u, self.compute_dtype)
         rows, num = tf.unstack(tf.shape(log_weights))
         uniform = random.uniform(seed, step[None], 1, RESAMPLE)[0, :, 0]
         whole, sizes = tf.cast(state["particles"], self.compute_dtype), list(self.state_sizes)
@@ -720,7 +725,7 @@ class StateSpaceModel(SequenceModel):
         carried, log_weights = self._resampled(carried, log_weights, uniform)
         noise = random.normal(seed, step[None], num * self.latent_dim, PRIOR)
         noise = tf.reshape(tf.cast(noise, self.compute_dtype), [rows, num, self.latent_dim])
-        known: dict[str, tf.Tensor] = {} if u is None else {"u": tf.repeat(tf.cast(u, self.compute_dtype)[:, None], num, 1)}
+        known: dict[str, tf.Tensor] = {} if u is None else {"u": tf.repeat(u[:, None], num, 1)}
         if self.looks_back:
             before = tf.where(step[:, None] == 0, self._silence(rows), self.encoded(state["previous"]))
             known["previous"] = tf.repeat(before[:, None], num, 1)
