@@ -69,6 +69,50 @@ def test_every_kind_of_data_is_the_same_batch(data: Sequences) -> None:
     np.testing.assert_allclose(model.predict(x, verbose=0)[0], wanted[0], rtol=1e-5)
 
 
+def test_a_mask_shortens_the_sequences_of_a_list_and_does_not_lengthen_them() -> None:
+    model, x = Stated(), [np.ones((2, 3), np.float32), np.ones((3, 3), np.float32)]
+    mask = np.array([[True, False, False], [True, True, True]])
+    np.testing.assert_array_equal(model.as_batch({"x": x, "mask": mask})["mask"], mask)
+    with pytest.raises(
+        ValueError, match=r"`mask` may shorten .*; sequence 0 has 2 steps, and 3 in `mask`\. Is the mask of other"
+    ):
+        model.as_batch({"x": x, "mask": np.ones((2, 3), bool)})
+
+
+@pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")
+def test_streams_are_packed_as_keras_packs_them(eager: None) -> None:
+    model, x, y = HiddenMarkovModel.tiny(), np.ones((2, 3, 3), np.float32), np.array([[0, 1, 0], [-1, 2, 1]])
+    model.compile(keras.optimizers.SGD(0.1))
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> Any:
+            return {"x": x}, y
+
+    def bound(*data: Any) -> float:
+        return model.evaluate(*data, verbose=0, return_dict=True)["loss"]
+
+    stream_of = tf.data.Dataset.from_tensors
+    alone, known = bound(x), bound(x, y)
+    assert alone != pytest.approx(known)
+    assert bound(stream_of(x)) == bound(stream_of({"x": x})) == pytest.approx(alone)
+    for data in (stream_of((x, y)), stream_of(({"x": x}, y)), stream_of({"x": x, "y": y}), Batches()):
+        assert bound(data) == pytest.approx(known)
+    np.testing.assert_allclose(model.predict(stream_of((x, y)), verbose=0), model.log_prob(x), rtol=1e-6)
+    with pytest.raises(ValueError, match="`sample_weight` is not taken"):
+        model.fit(stream_of((x, y, np.ones(2))), verbose=0)
+
+
+def test_replicas_take_streams_of_x_and_y(strategy: tf.distribute.Strategy) -> None:
+    with strategy.scope():
+        model = HiddenMarkovModel.tiny()
+    x, y = np.ones((2, 3, 3), np.float32), np.zeros((2, 3), np.int32)
+    data, _ = model._on_replicas(tf.data.Dataset.from_tensors((x, y)))
+    assert {"x", "y"} < set(data.element_spec)
+
+
 def test_another_length_does_not_trace_another_graph(data: Sequences) -> None:
     model = tiny()
     traces = []

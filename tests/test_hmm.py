@@ -442,6 +442,16 @@ def test_variational_bayes_begins_where_another_method_ended(rng: np.random.Gene
 
 
 @op_by_op
+def test_variational_bayes_begins_with_the_parameters_of_online_em(rng: np.random.Generator) -> None:
+    model, data = model_for("diag", rng)
+    model.compile(method="em", step_size=0.7)
+    model.fit(data, epochs=2, batch_size=5, verbose=0)
+    model.compile(method="vb")
+    transition = model._all.split([a.numpy() for a in model.learned])[1]
+    np.testing.assert_allclose(transition / transition.sum(1, keepdims=True), np.exp(model.transition.log_probs()), rtol=1e-6)
+
+
+@op_by_op
 def test_streams_are_held_to_the_rules_of_arrays() -> None:
     x = np.zeros((2, 3, 2), np.float32)
     tails = HiddenMarkovModel(observation_dim=2, num_states=2, emission="student-t")
@@ -535,8 +545,8 @@ def test_the_filter_step_takes_missing_features(rng: np.random.Generator) -> Non
     filtered, state = model.filter(x, observed=observed), model.init_state(1)
     for t in range(x.shape[1]):
         state = model.filter_step(x[:, t], state, observed=observed[:, t])
-        np.testing.assert_allclose(state.pop("probs"), filtered.filtered[:, t], atol=1e-9)
-        np.testing.assert_allclose(state.pop("log_prob"), filtered.log_prob[:, t], atol=1e-9)
+        np.testing.assert_allclose(state["probs"], filtered.filtered[:, t], atol=1e-9)
+        np.testing.assert_allclose(state["log_prob"], filtered.log_prob[:, t], atol=1e-9)
 
 
 @op_by_op
@@ -546,10 +556,11 @@ def test_the_filter_step_by_step_is_the_filter(name: str, rng: np.random.Generat
     x = np.asarray(data.x[0])[None]
     filtered, state = model.filter(x), model.init_state(1)
     for t in range(x.shape[1]):
-        after = model.filter_step(x[:, t], state)
-        np.testing.assert_allclose(after.pop("log_prob"), filtered.log_prob[:, t], rtol=1e-7)
-        np.testing.assert_allclose(after.pop("probs"), filtered.filtered[:, t], atol=1e-9)
-        state = after
+        state = model.filter_step(x[:, t], state)
+        np.testing.assert_allclose(state["log_prob"], filtered.log_prob[:, t], rtol=1e-7)
+        np.testing.assert_allclose(state["probs"], filtered.filtered[:, t], atol=1e-9)
+    with pytest.raises(ValueError, match=r"`state` must be a dict of .*; received \['probs'\]"):
+        model.filter_step(x[:, 0], {"probs": state["probs"]})
 
 
 def test_controls_move_the_chain_and_the_emission() -> None:
@@ -574,8 +585,7 @@ def test_controls_move_the_chain_and_the_emission() -> None:
     filtered = model.filter(x, u=u)
     for t in range(3):
         state = model.filter_step(x[:, t], state, u=u[:, t])
-        np.testing.assert_allclose(state.pop("probs"), filtered.filtered[:, t], atol=1e-4)
-        state.pop("log_prob")
+        np.testing.assert_allclose(state["probs"], filtered.filtered[:, t], atol=1e-4)
 
 
 def test_controls_move_free_entries_alone(rng: np.random.Generator) -> None:
@@ -698,6 +708,15 @@ def test_information_criteria_choose_the_number_of_states() -> None:
         ({"sticky": -1.0}, "`sticky` must be at least 0"),
         ({"transition": "left-right", "initial": "stationary"}, "leave theirs out"),
         ({"transition_concentration": 0.0}, "`transition_concentration` must be above 0"),
+        ({"fixed_transition": [0.5, 0.5]}, r"`fixed_transition` must have shape \[3, 3\]; received \[2\]"),
+        ({"fixed_transition": [[0.5, 0.5], [None]]}, r"`fixed_transition` must have shape \[3, 3\]"),
+        ({"fixed_initial": 0.5}, r"`fixed_initial` must have shape \[3\]; received \[\]"),
+        ({"tied_transition": [[0, None], [1, 0]], "num_states": 2}, "`tied_transition` must hold a number everywhere"),
+        ({"tied_transition": [[0, 1], [0]]}, r"`tied_transition` must have shape \[3, 3\]"),
+        (
+            {"initial": "stationary", "fixed_transition": [[None, None, 0.0], [0.2, 0.8, 0.0], [0.0, 0.0, 1.0]]},
+            r"`initial='stationary'` needs .* have several, as the states \[\[0, 1\], \[2\]\] lead to no others",
+        ),
     ],
 )
 def test_wrong_arguments_are_a_clear_error(arguments: dict[str, Any], message: str) -> None:
@@ -711,6 +730,15 @@ def test_closed_forms_that_do_not_exist_are_a_clear_error() -> None:
         neural.compile(method="em")
     with pytest.raises(ValueError, match="`step_size` must lie in"):
         HiddenMarkovModel.tiny().compile(method="em", step_size=0.3)
+
+
+@op_by_op
+@pytest.mark.parametrize("emission", ["bernoulli", "categorical", "multinomial", "mixture"])
+def test_several_starts_have_the_models_dtype(emission: str) -> None:
+    """They are made when the constructor, and with it its dtype policy, is over."""
+    x = [np.array([0, 1, 2, 1])] if emission == "categorical" else [np.array([[0.0], [1.0], [0.0], [1.0]])]
+    model = HiddenMarkovModel.from_data({"x": x}, emission=emission, num_states=2, num_starts=2, dtype="float64")
+    assert {w.dtype for w in model._parameters(2).emission.weights} == {"float64"}
 
 
 @op_by_op
@@ -753,6 +781,15 @@ def test_impossible_observations_have_log_probability_minus_infinity() -> None:
     y = np.array([[1, 0, 0]])  # begins in the second state, which left-right models do not
     assert model.log_prob(np.ones((1, 3, 1), np.float32), y=y)[0] == -np.inf
     assert not np.isnan(model.posterior_marginals(np.ones((1, 3, 1), np.float32), y=y)).any()
+    for method, said in (
+        ("gradient", "learning rate.* Known states"),
+        ("em", r"\. Some .* impossible .*`y`"),
+        ("vb", "impossible"),
+    ):
+        model.compile(keras.optimizers.SGD(0.1), method=method)
+        with pytest.raises(NotFiniteError, match=rf"\(`row`\) 0\. The weights are those before it.*{said}") as error:
+            model.fit(np.ones((1, 3, 1), np.float32), y, verbose=0)
+        assert ("learning rate" in str(error.value)) == (method == "gradient")
 
 
 # Devices -------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import tensorflow as tf
 from scipy import optimize, special
 from tensorflow_probability import distributions as tfd
 
-from tfseq.layers.tables import ProbabilityTable, check_rows_sum_to_one, stationary
+from tfseq.layers.tables import ProbabilityTable, check_rows_sum_to_one, closed_classes, stationary
 
 _ = None  # a free entry
 
@@ -235,6 +235,17 @@ def test_the_stationary_distribution_of_a_cycle_is_even() -> None:
     with np.errstate(divide="ignore"):
         log_cycle = np.log(np.roll(np.eye(4), 1, 1))
     np.testing.assert_allclose(stationary(tf.constant(log_cycle)), np.log(np.full(4, 0.25)), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("may", "wanted"), [
+    ([[1, 1], [1, 1]], [[0, 1]]),
+    ([[1, 0], [0, 1]], [[0], [1]]),
+    ([[1, 1], [0, 1]], [[1]]),
+    ([[0, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 1], [0, 0, 0, 1]], [[0, 1], [3]]),
+    ([[0, 1, 0], [0, 0, 1], [1, 0, 0]], [[0, 1, 2]]),
+])  # fmt: skip
+def test_closed_classes_are_what_a_chain_does_not_leave(may: list, wanted: list) -> None:
+    assert closed_classes(np.array(may, bool)) == wanted
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -226,7 +226,8 @@ class BernoulliEmission(Emission):
         noise = keras.random.uniform([self.num_states * self.event_dim], 0.5, 1.5)
         on = np.clip(mean * np.asarray(noise), 0.01, 0.99)
         start = np.stack([on, 1.0 - on], 1)
-        self.table = ProbabilityTable([self.num_states * self.event_dim, 2], None, None, concentration, start, "emission")
+        shape = [self.num_states * self.event_dim, 2]
+        self.table = ProbabilityTable(shape, None, None, concentration, start, "emission", dtype=self.dtype_policy)
 
     @classmethod
     def supports(cls, x: Any, event_dim: int) -> Any:
@@ -298,7 +299,8 @@ class MultinomialEmission(Emission):
         shape, total = [self.num_states, self.event_dim], max(float(self.data_mean.sum()), 1e-6)
         base = (self.data_mean + 0.01 * total) if self.data_mean.any() else np.ones(self.event_dim)
         start = base * np.asarray(keras.random.uniform(shape, 0.5, 1.5))
-        self.table = ProbabilityTable(shape, None, None, self.prior[0], start / start.sum(1, keepdims=True), "emission")
+        start /= start.sum(1, keepdims=True)
+        self.table = ProbabilityTable(shape, None, None, self.prior[0], start, "emission", dtype=self.dtype_policy)
 
     @classmethod
     def supports(cls, x: Any, event_dim: int) -> Any:
@@ -1090,7 +1092,7 @@ class MixtureEmission(Emission):
         self.components = NormalEmission(
             count, self.event_dim, self.covariance, pooled_states=self.pooled_states * self.num_components, **shared
         )
-        self.table = ProbabilityTable([self.num_states, self.num_components], label="mixture")
+        self.table = ProbabilityTable([self.num_states, self.num_components], label="mixture", dtype=self.dtype_policy)
 
     @property
     def takes_missing_features(self) -> bool:  # type: ignore[override]

@@ -56,8 +56,9 @@ class ProbabilityTable(keras.layers.Layer):
     ) -> None:
         super().__init__(**{"dtype": keras.config.dtype_policy().variable_dtype, **kwargs})
         rows, columns = self.shape = (int(shape[0]), int(shape[1]))
-        fixed = np.full(self.shape, np.nan) if fixed is None else _matrix(f"fixed_{label}", fixed, self.shape, nan=True)
-        tied = np.arange(rows * columns).reshape(self.shape) if tied is None else _matrix(f"tied_{label}", tied, self.shape)
+        fixed = checked_entries(f"fixed_{label}", np.full(self.shape, np.nan) if fixed is None else fixed, self.shape, nan=True)
+        tied = np.arange(rows * columns).reshape(self.shape) if tied is None else tied
+        tied = checked_entries(f"tied_{label}", tied, self.shape)
         concentration = np.asarray(concentration, float)
         if concentration.shape not in ((), (columns,), self.shape):
             raise ValueError(
@@ -114,7 +115,7 @@ class ProbabilityTable(keras.layers.Layer):
         with np.errstate(divide="ignore"):
             self._log_share = np.where(free, np.log(np.maximum(mass, 1e-300))[:, None] - np.log(shared), 0.0)
             self._log_fixed = np.log(np.where(free, 1.0, fixed))
-        given = None if start is None else _matrix(f"start_{label}", start, self.shape)
+        given = None if start is None else checked_entries(f"start_{label}", start, self.shape)
         logits = np.zeros((num_blocks, width))
         if given is not None:
             sums = np.bincount(flat, (given / np.exp(self._log_share))[free], num_blocks * width).reshape(num_blocks, width)
@@ -233,10 +234,20 @@ def stationary(log_transition: tf.Tensor) -> tf.Tensor:
     return tf.math.log(tf.maximum(solution, np.finfo(probs.dtype.as_numpy_dtype).tiny))
 
 
-def _matrix(name: str, value: Any, shape: tuple[int, int], nan: bool = False) -> np.ndarray:
+def closed_classes(may: np.ndarray) -> list[list[int]]:
+    """The classes of states that lead to one another and to no others, where state i may go to j (`may` `[K, K]` bool)."""
+    reach = may | np.eye(len(may), dtype=bool)
+    for k in range(len(reach)):
+        reach |= reach[:, k : k + 1] & reach[k]
+    is_closed = (~reach | reach.T).all(1)  # all that is reached leads back
+    return [np.flatnonzero(row).tolist() for row in np.unique(reach[is_closed], axis=0)[::-1]]
+
+
+def checked_entries(name: str, value: Any, shape: tuple[int, ...], nan: bool = False) -> np.ndarray:
+    """`value` as an array of this shape, with NaN for None where `nan` lets it; raises where it is no such array."""
     try:
-        array = np.array([[np.nan if v is None else v for v in row] for row in value], float)
-    except (TypeError, ValueError):  # not rows, or rows of several lengths
+        array = np.array(value, float)
+    except (TypeError, ValueError):  # no numbers, or rows of several lengths
         raise ValueError(f"`{name}` must have shape {list(shape)}; received {value!r}.") from None
     if array.shape != shape:
         raise ValueError(f"`{name}` must have shape {list(shape)}; received {list(array.shape)}.")

@@ -162,7 +162,7 @@ def _data_errors(model: SequenceModel) -> Iterator[None]:
         if found := re.search(rf"{_NOT_FINITE}\W+(\d+)\W+(\d[\d ,.]*)", str(error)):  # and what the assertion was given
             raise NotFiniteError(
                 f"{_NOT_FINITE} in training step {found[1]}, on the sequences (`row`) {found[2]}. The weights are those before "
-                "it. A smaller learning rate, or clipping (`global_clipnorm`), may help."
+                f"it. {model.if_not_finite()}"
             ) from None
         raise
 
@@ -327,6 +327,10 @@ class SequenceModel(keras.Model):
     def check_training(self, batch: Batch) -> None:
         """Raises ValueError where a checked batch of arrays can be scored, but not learned from."""
 
+    def if_not_finite(self) -> str:
+        """What to say to a user whose training met a loss or a gradient that is not finite."""
+        return "A smaller learning rate, or clipping (`global_clipnorm`), may help."
+
     @property
     def carried(self) -> Sequence[tf.Variable]:
         """What goes on from batch to batch beside the weights, such as the state inside a text; no file of the model has it."""
@@ -397,8 +401,8 @@ class SequenceModel(keras.Model):
         """Arrays -> a checked batch.
 
         Args:
-            data: x `[B, T, ...]`; or a list of sequences `[T_i, ...]`; or an object with these as `x` (and `observed`, `u`);
-                or a dict of `x`, `mask`, `observed`, `u`.
+            data: x `[B, T, ...]`; or a list of sequences `[T_i, ...]`, which a mask may only shorten; or an object with these
+                as `x` (and `observed`, `u`); or a dict of `x`, `mask`, `observed`, `u`.
 
         Returns:
             a dict of NumPy arrays: the entries given, `mask` `[B, T]` and `row` `[B]` (the number of each sequence).
@@ -462,6 +466,13 @@ class SequenceModel(keras.Model):
         x = batch["x"]
         if "mask" in data:
             mask = fields.checked_mask("mask", data["mask"], x.shape[:2])
+            real = mask.sum(1)
+            if lengths is not None and (real > lengths).any():
+                i = int(np.argmax(real > lengths))
+                raise ValueError(
+                    f"`mask` may shorten the sequences of a list `x`, not lengthen them; sequence {i} has {lengths[i]} steps, "
+                    f"and {real[i]} in `mask`. Is the mask of other sequences, or in another order?"
+                )
         else:
             lengths = np.full(len(x), x.shape[1], np.int32) if lengths is None else lengths
             mask = np.arange(x.shape[1]) < lengths[:, None]
@@ -485,12 +496,17 @@ class SequenceModel(keras.Model):
             batch["seed"] = np.asarray(random.row_seeds(data["seed"], tf.constant(batch["row"])))
         return batch
 
+    def entries(self, batch: Any) -> Batch:
+        """A batch as Keras packs it, (x, y) or one of both, as a dict; y is left out where the model reads none."""
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
+        _check_no_weights({"sample_weight": weights})
+        found = dict(x) if isinstance(x, Mapping) else {"x": x}
+        return found if y is None or "y" not in self.batch_spec() else {**found, "y": y}
+
     def complete(self, batch: Batch, step: tf.Tensor | int = EVALUATION_STEP) -> Batch:
         """A batch of at least one step with `mask`, `row` and `seed` `[B, 2]` filled in where they are absent, as tensors."""
         specs = self.batch_spec()
-        if isinstance(batch, tuple):  # what Keras makes of a dict in `train_on_batch`
-            batch = batch[0]
-        batch = self.encode({name: tf.convert_to_tensor(value) for name, value in batch.items()})
+        batch = self.encode({name: tf.convert_to_tensor(value) for name, value in self.entries(batch).items()})
         batch = {name: tf.cast(value, specs[name].dtype) if name in specs else value for name, value in batch.items()}
         shape = tf.shape(batch["x"])
         batch.setdefault("mask", tf.ones(shape[:2], tf.bool))
@@ -553,7 +569,7 @@ class SequenceModel(keras.Model):
     @staticmethod
     def checked_state(state: Any, like: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """A filter's state that has the entries, shapes and dtypes of `like`."""
-        if not isinstance(state, Mapping) or set(state) != set(like):
+        if not isinstance(state, Mapping) or not set(like) <= set(state):  # an answer has more beside the state
             received = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(
                 f"`state` must be a dict of {sorted(like)}, from `init_state` or from the last step; received {received}."
@@ -755,6 +771,8 @@ class SequenceModel(keras.Model):
                 f"Data for several replicas must be arrays or a tf.data.Dataset of batches, which all workers read "
                 f"alike; received {type(data).__name__}."
             )
+        if not isinstance(data.element_spec, dict):
+            data = data.map(lambda *batch: self.entries(batch))
         size = int(data.cardinality())
         return (rows_by_replica(data.repeat(), strategy), size) if size >= 0 else (rows_by_replica(data, strategy), None)
 
@@ -779,10 +797,10 @@ class SequenceModel(keras.Model):
         return lambda iterator: dict(zip(names, tf.unstack(function(iterator)["all"]), strict=True))
 
     def fit(self, x: Any = None, y: Any = None, *, validation_data: Any = None, **kwargs: Any) -> keras.callbacks.History:
-        """Keras's `fit`; x may be `[B, T, ...]`, a list of sequences, a dict, or a stream of batches (dicts).
+        """Keras's `fit`; x may be `[B, T, ...]`, a list of sequences, a dict, or a stream of batches.
 
-        `validation_data` is of the same kinds, or a tuple (x, y). There are no weights of samples or classes: a loss is nats per
-        step.
+        A batch of a stream is a dict, or x, or (x, y). `validation_data` is of the same kinds, or a tuple (x, y). There are no
+        weights of samples or classes: a loss is nats per step.
 
         Under a `tf.distribute` strategy, of one machine or of many, batches are those of all replicas: each takes its rows, and
         together they make the step that one would.

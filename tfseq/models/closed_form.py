@@ -82,6 +82,11 @@ class ClosedFormModel(SequenceModel):
             self.maximise([a.value for a in self.statistics])
         self.step.assign(self.step + 1)
 
+    def if_not_finite(self) -> str:
+        if self.method == "gradient":
+            return super().if_not_finite()
+        return f"Some of these sequences are impossible under the model, or too unlikely for {self.variable_dtype}."
+
     def update(self) -> None:
         """M step of the statistics of a whole pass over the data, if there are any; they begin anew."""
         if self.step_size is not None:

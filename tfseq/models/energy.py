@@ -225,7 +225,7 @@ class EnergyModel(SequenceModel):
         return super().as_dataset(data)
 
     def complete(self, batch: Batch, step: tf.Tensor | int = -1) -> Batch:
-        batch = dict(batch[0] if isinstance(batch, tuple) else batch)
+        batch = self.entries(batch)
         if len(batch["x"].shape) == 2:  # vectors of a stream
             batch["x"] = tf.convert_to_tensor(batch["x"])[:, None]
         return super().complete(batch, step)

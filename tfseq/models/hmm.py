@@ -22,7 +22,7 @@ import tensorflow_probability as tfp
 
 from tfseq import checks
 from tfseq.layers.emissions import EMISSIONS, Covariance, Emission
-from tfseq.layers.tables import ProbabilityTable, stationary
+from tfseq.layers.tables import ProbabilityTable, checked_entries, closed_classes, stationary
 from tfseq.models.base import FROM_DATA, Batch, Endpoint, Terms, counts, graph
 from tfseq.models.closed_form import ClosedFormModel
 from tfseq.ops import chains, random
@@ -208,6 +208,11 @@ class HiddenMarkovModel(ClosedFormModel):
         made = self._parameters(1)
         self.initial, self.transition, self.emission = made.initial, made.transition, made.emission
         self._all = made
+        if self.is_stationary and len(classes := closed_classes(self._first_matrix(made.transition.fixed) != 0.0)) > 1:
+            raise ValueError(
+                "`initial='stationary'` needs transitions with one stationary distribution; those of `fixed_transition` have "
+                f"several, as the states {classes} lead to no others. Free an entry between them, or take initial='free'."
+            )
         self.initial.trainable = not self.is_stationary
         if self.moves_with_controls:
             self.control_weights = self.add_weight(
@@ -248,24 +253,20 @@ class HiddenMarkovModel(ClosedFormModel):
         fixed_initial, fixed_transition, tied = self._make["fixed"]
         initial_concentration, concentration, sticky = self._make["concentration"]
 
-        def several(value: Any, times: int, shape: tuple[int, ...]) -> Any:
-            if value is None:
-                return None
-            array = np.array([[np.nan if v is None else v for v in row] for row in value], float)
-            return np.tile(array, [times, 1]) if array.shape == shape else array
+        def several(name: str, value: Any, times: int, *shape: int) -> Any:
+            return None if value is None else np.tile(checked_entries(name, value, shape, nan=True), [times, 1])
 
         tied_all = None
         if tied is not None:
-            one = np.asarray(tied)
-            tied_all = np.concatenate([one + i * (int(one.max()) + 1) for i in range(num_copies * steps)])
+            one = checked_entries("tied_transition", tied, (size, size))
+            tied_all = np.concatenate([one + i * (one.max() - one.min() + 1) for i in range(num_copies * steps)])
         stay = np.full([size, size], concentration) + sticky * np.eye(size)
         name, event_dim, mean, stddev, prior = self._make["emission"]
         dtype = self.variable_dtype  # whatever the global policy is when copies are made
-        initial = None if fixed_initial is None else [fixed_initial]
         return _Parameters(
             ProbabilityTable(
                 [num_copies, size],
-                several(initial, num_copies, (1, size)),
+                several("fixed_initial", fixed_initial, num_copies, size),
                 None,
                 initial_concentration,
                 label="initial",
@@ -274,7 +275,7 @@ class HiddenMarkovModel(ClosedFormModel):
             ),
             ProbabilityTable(
                 [num_copies * steps * size, size],
-                several(fixed_transition, num_copies * steps, (size, size)),
+                several("fixed_transition", fixed_transition, num_copies * steps, size, size),
                 tied_all,
                 np.tile(stay, [num_copies * steps, 1]),
                 label="transition",
@@ -381,18 +382,18 @@ class HiddenMarkovModel(ClosedFormModel):
         return [whole, known]
 
     def compile(self, optimizer: Any = "rmsprop", *, method: str = "gradient", **kwargs: Any) -> None:
-        """As of every model. Variational Bayes begins with what the last update learned, after a gradient with the parameters."""
+        """As of every model. Variational Bayes begins with what the last update of all data learned, else with the parameters."""
         if method in ("em", "map", "vb") and method not in self.methods:
             why = _NO_CLOSED_FORM
             if "em" in self.methods:
                 why = "neither a stationary start nor student-t emissions have a conjugate posterior"
             raise ValueError(f"`method` must be one of {list(self.methods)} for this model; received {method!r} ({why}).")
-        before = getattr(self, "method", None)
+        before, was_online = getattr(self, "method", None), getattr(self, "step_size", None) is not None
         super().compile(optimizer, method=method, **kwargs)
         if "em" in self.methods:
             self.forget()
             self.num_updates.assign(0)
-            if method == "vb" and before == "gradient":
+            if method == "vb" and (before == "gradient" or was_online):  # neither keeps what it learned
                 self._learn_from(_TYPICAL)
 
     # The chain of a batch ------------------------------------------------------------------------------------------
@@ -455,7 +456,7 @@ class HiddenMarkovModel(ClosedFormModel):
         """log p(z_1), `[K]`."""
         return stationary(self._first_matrix(self.transition.log_probs())) if self.is_stationary else self.initial.log_probs()[0]
 
-    def _first_matrix(self, log_probs: tf.Tensor) -> tf.Tensor:
+    def _first_matrix(self, log_probs: Any) -> Any:
         """Rows of the table -> the matrix of the first transition, `[K, K]`."""
         return log_probs[: self.num_states]
 
@@ -527,6 +528,9 @@ class HiddenMarkovModel(ClosedFormModel):
         pairs = tf.reshape(pairs, [-1, size])
         statistics = [first, pairs, *made.emission.statistics(*inputs, probs, natural)]
         return log_prob, [tf.cast(a, tf.float64) for a in statistics]
+
+    def if_not_finite(self) -> str:
+        return f"{super().if_not_finite()} Known states (`y`) or zeros of the transitions may rule a sequence out."
 
     def penalty(self) -> tf.Tensor:
         """What the objective of MAP or variational Bayes takes from the log-likelihood, nats, once for all data."""

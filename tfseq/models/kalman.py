@@ -370,8 +370,6 @@ class LinearGaussianModel(ClosedFormModel):
         """
         batch = self.one_step(x=x, observed=observed)
         like = self._init_state(batch["seed"])
-        if isinstance(state, Mapping):  # an answer has more beside the state
-            state = {name: value for name, value in state.items() if name in like}
         seen = batch["observed"][:, 0] if "observed" in batch else None
         return self._filter_step(batch["x"][:, 0], self.checked_state(state, like), seen)
 

@@ -442,7 +442,16 @@ def _padded(name: str, value: Any, mask: Any) -> dict[str, Any]:
     padded = pad([a.astype(str) for a in arrays] if is_text(value) else arrays)
     if not padded.shape[1]:
         padded = np.zeros([len(arrays), 1], padded.dtype)
-    return {name: padded, key: np.arange(padded.shape[1]) < lengths[:, None] if mask is None else checks.array(key, mask)}
+    real = np.arange(padded.shape[1]) < lengths[:, None]
+    if mask is None:
+        return {name: padded, key: real}
+    given = checks.array(key, mask)
+    if given.shape == real.shape and (longer := (given.astype(bool) & ~real).any(1)).any():
+        raise ValueError(
+            f"`{key}` may shorten the rows of a list `{name}`, not lengthen them; row {longer.argmax()} has "
+            f"{lengths[longer.argmax()]} steps, fewer than in `{key}`. Is it that of other rows, or in another order?"
+        )
+    return {name: padded, key: given}
 
 
 def _tensor(value: Any) -> tf.Tensor:
