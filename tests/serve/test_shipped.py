@@ -25,8 +25,9 @@ LICENCE = re.compile(r"CC BY(-SA)? \d|CC0|public domain|Licen[cs]e")
 
 
 def version(name: str) -> Path:
-    """The newest version folder of a model."""
-    return max((p for p in (MODELS / name).iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
+    """The newest version folder of a model that its recipe made: `scripts/demo` exports others beside it."""
+    cards = {path.parent: json.loads(path.read_text()) for path in (MODELS / name).glob("*/card.json")}
+    return max((p for p, card in cards.items() if "about" in card["trained"]), key=lambda p: int(p.name))
 
 
 def recipes() -> Any:
