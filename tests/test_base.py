@@ -100,7 +100,7 @@ def test_streams_are_packed_as_keras_packs_them(eager: None) -> None:
     assert bound(stream_of(x)) == bound(stream_of({"x": x})) == pytest.approx(alone)
     for data in (stream_of((x, y)), stream_of(({"x": x}, y)), stream_of({"x": x, "y": y}), Batches()):
         assert bound(data) == pytest.approx(known)
-    np.testing.assert_allclose(model.predict(stream_of((x, y)), verbose=0), model.log_prob(x), rtol=1e-6)
+    np.testing.assert_allclose(model.predict(stream_of((x, y)), verbose=0), model.log_prob(x), rtol=1e-6)  # float32
     with pytest.raises(ValueError, match="`sample_weight` is not taken"):
         model.fit(stream_of((x, y, np.ones(2))), verbose=0)
 

@@ -104,7 +104,7 @@ def test_counts_of_any_rate_have_the_mean_and_the_variance_of_the_quantiles(sing
         found = poisson_quantile(tf.constant(rate, tf.float32), tf.constant(uniform, tf.float32)).numpy().astype(float)
         last = poisson_quantile(tf.fill([500], 61.0), tf.fill([500], np.float32(1.0 - 2.0**-24))).numpy()
         most = poisson_quantile(tf.constant([1e12, np.inf]), tf.constant([0.5, 0.5])).numpy()
-    assert np.abs(found - wanted).max() <= 1.0
+    assert np.abs(found - wanted).max() <= 1.0  # and one draw in twenty at most, of a deviation of 100 or more: hence the bounds
     np.testing.assert_allclose(found.mean(0), wanted.mean(0), atol=0.05)
     np.testing.assert_allclose(found.var(0), wanted.var(0), rtol=1e-3)
     assert (np.abs(last - stats.poisson(61.0).isf(2.0**-24)) < 10).all()  # rounding leaves the sum of all probabilities below 1

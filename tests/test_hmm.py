@@ -545,7 +545,7 @@ def test_the_filter_step_takes_missing_features(rng: np.random.Generator) -> Non
     filtered, state = model.filter(x, observed=observed), model.init_state(1)
     for t in range(x.shape[1]):
         state = model.filter_step(x[:, t], state, observed=observed[:, t])
-        np.testing.assert_allclose(state["probs"], filtered.filtered[:, t], atol=1e-9)
+        np.testing.assert_allclose(state["probs"], filtered.filtered[:, t], atol=1e-9)  # float64 rounding
         np.testing.assert_allclose(state["log_prob"], filtered.log_prob[:, t], atol=1e-9)
 
 
@@ -585,7 +585,7 @@ def test_controls_move_the_chain_and_the_emission() -> None:
     filtered = model.filter(x, u=u)
     for t in range(3):
         state = model.filter_step(x[:, t], state, u=u[:, t])
-        np.testing.assert_allclose(state["probs"], filtered.filtered[:, t], atol=1e-4)
+        np.testing.assert_allclose(state["probs"], filtered.filtered[:, t], atol=1e-4)  # float32, in which both recur
 
 
 def test_controls_move_free_entries_alone(rng: np.random.Generator) -> None:

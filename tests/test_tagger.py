@@ -539,7 +539,9 @@ def test_rows_of_labels_are_as_long_as_their_rows_of_x() -> None:
     padded, mask = [["on", "foo"], ["off", ""]], [[True, True], [True, False]]
     batch = model.as_batch({"x": padded, "y": [["O", "O"], ["O"]], "mask": mask})
     np.testing.assert_array_equal(batch["mask"], mask)
-    with pytest.raises(ValueError, match="`mask` may shorten the rows of a list `x`, not lengthen them; row 1 has 1 steps"):
+    with pytest.raises(
+        ValueError, match="`mask` may shorten the sequences of a list `x`, not lengthen them; sequence 1 has 1 steps"
+    ):
         model.predict_tags([["on", "foo"], ["off"]], mask=[[True, True], [True, True]])
     np.testing.assert_array_equal(model.predict_tags(padded, mask=mask).tags, model.predict_tags([["on", "foo"], ["off"]]).tags)
 

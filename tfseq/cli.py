@@ -722,8 +722,9 @@ def _train(chosen: Namespace, out: Path) -> tuple[Run, Sequences]:
     settings = {
         name: chosen[name] for name in inspect.signature(train).parameters if name not in ("model", "data", "validation", "out")
     }
-    with alone_in(out) if _is_chief() else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
         if _is_chief():
+            stack.enter_context(alone_in(out))
             _write_config(chosen, out)
         return train(model, data, validation, out=out, **settings), seen
 
@@ -1173,8 +1174,10 @@ def _blocks(model: Reader, chosen: Namespace) -> Iterator[Sequences]:
         for name in names:
             is_data = name in DATASETS or Path(name).is_dir() or Path(name).suffix.lower() in set(FILES) - {".txt"}
             if name != "-" and is_data:
-                has_tokens = name not in DATASETS and FILES.get(Path(name).suffix.lower()) == FILES[".conll"]
-                data = replace(_input_data(name, chosen, **({"labelled": False} if has_tokens else {})), y=None, target=None)
+                is_own = name not in DATASETS and Path(name).is_file()
+                has_tokens = is_own and FILES.get(Path(name).suffix.lower()) == FILES[".conll"]
+                options = {"labelled": False} if has_tokens else {}
+                data = replace(_input_data(name, chosen, **options), y=None, target=None)
                 _check_read(model, name, data.x)
                 for begin in range(0, len(data), 1000):
                     yield data.take(range(begin, min(begin + 1000, len(data))))

@@ -301,8 +301,9 @@ class RecurrentStack(keras.layers.Layer):
             raise ValueError("A bidirectional stack cannot go step by step: its backward direction begins at the end.")
         new: State = []
         for k, ((layer,), (before,)) in enumerate(zip(self.layers, state, strict=True)):
-            is_known = k == 0 and product is not None
-            after = layer.step_projected(product, before) if is_known else layer.step(self._before(k, x), before)
+            if k or product is None:
+                product = layer.project(self._before(k, x))
+            after = layer.step_projected(product, before)
             new.append((after,))
             x = self._after(x, after[0])
         return x, new

@@ -68,6 +68,17 @@ def checked_mask(name: str, mask: Any, shape: Sequence[int]) -> np.ndarray:
     return mask
 
 
+def check_not_longer(name: str, mask: np.ndarray, lengths: np.ndarray, of: str) -> None:
+    """Raises where a mask `[B, T]` has steps that a list of sequences of these lengths, the entry `of`, has not."""
+    longer = (mask & (np.arange(mask.shape[1]) >= lengths[:, None])).any(1)
+    if longer.any():
+        i = int(longer.argmax())
+        raise ValueError(
+            f"`{name}` may shorten the sequences of a list `{of}`, not lengthen them; sequence {i} has {lengths[i]} steps, "
+            f"and {mask[i].sum()} in `{name}`. Is the mask of other sequences, or in another order?"
+        )
+
+
 def check_ids(name: str, values: np.ndarray) -> None:
     """Raises unless whole numbers can be those of symbols or of classes, as many as a model can have."""
     if (wrong := values[(values < 0) | (values >= _MOST_IDS)]).size:

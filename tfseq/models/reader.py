@@ -15,7 +15,7 @@ from tfseq.layers.characters import Characters, alphabet_of
 from tfseq.layers.embedding import TokenEmbedding
 from tfseq.layers.text import Text, Unit, as_texts, count_tokens, learn_pieces, static_table, tokenize, vocabulary_of
 from tfseq.models.base import EVALUATION_STEP, Batch, SequenceModel
-from tfseq.models.fields import check_ids
+from tfseq.models.fields import check_ids, check_not_longer
 from tfseq.ops import random
 from tfseq.ops.masking import fill, pad
 
@@ -442,15 +442,11 @@ def _padded(name: str, value: Any, mask: Any) -> dict[str, Any]:
     padded = pad([a.astype(str) for a in arrays] if is_text(value) else arrays)
     if not padded.shape[1]:
         padded = np.zeros([len(arrays), 1], padded.dtype)
-    real = np.arange(padded.shape[1]) < lengths[:, None]
     if mask is None:
-        return {name: padded, key: real}
+        return {name: padded, key: np.arange(padded.shape[1]) < lengths[:, None]}
     given = checks.array(key, mask)
-    if given.shape == real.shape and (longer := (given.astype(bool) & ~real).any(1)).any():
-        raise ValueError(
-            f"`{key}` may shorten the rows of a list `{name}`, not lengthen them; row {longer.argmax()} has "
-            f"{lengths[longer.argmax()]} steps, fewer than in `{key}`. Is it that of other rows, or in another order?"
-        )
+    if given.shape == padded.shape[:2]:  # else who takes the batch names it
+        check_not_longer(key, given.astype(bool), lengths, name)
     return {name: padded, key: given}
 
 
